@@ -1,0 +1,204 @@
+"""What every attack has in common: its arguments, its result, eq. 3 and who judges success (paper, sections 3.2, 3.3 and 5.3).
+
+An attack is a function of tensors, written as a callable object that holds its options.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attacks.clean_pass import CleanPass, check_stacks, clean_pass, usable
+from attacks.victim import BatchedVictim, Victim, under_attack
+
+
+class AttackResult(NamedTuple):
+    """B stacks under E values of ε. The judge is the system that success is checked on: `stop_on`, else the victim."""
+
+    adversarial: Tensor
+    """(E, B, T, 3, H, W) in [0, 1]"""
+    logits: Tensor
+    """(E, B, C), of the judge on `adversarial`"""
+    attacked: Tensor
+    """(B,) bool: the judge is right on the clean stack"""
+    success: Tensor
+    """(E, B) bool: attacked, and the judge is wrong on `adversarial`"""
+    frames_perturbed: Tensor
+    """(E, B) int64"""
+    frame_order: Tensor
+    """(E, B, T) int64: the perturbed frames in the order of perturbation, then -1"""
+
+    @property
+    def predictions(self) -> Tensor:
+        """(E, B) int64"""
+        return self.logits.argmax(-1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """(E, B), softmax probability of the predicted class"""
+        return self.logits.softmax(-1).amax(-1)
+
+
+@dataclass
+class WorkingSet:
+    """The state of one call, changed in place by the attack: row e·B + b is stack b under the e-th ε, R = E·B rows."""
+
+    stack: Tensor
+    """(R,) index b"""
+    epsilon: Tensor
+    """(R,)"""
+    labels: Tensor
+    """(R,)"""
+    attacked: Tensor
+    """(R,) bool"""
+    adversarial: Tensor
+    """(R, T, 3, H, W)"""
+    logits: Tensor
+    """(R, C) of the judge"""
+    frame_order: Tensor
+    """(R, T)"""
+
+
+def perturb(frames: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
+    """Eq. 3: one step of size `epsilon` (n,) from the original frames (n, ...) along `direction` in {-1, 0, 1}, clipped to [0, 1].
+
+    Every frame is moved once, from its original, so this is also the projection on the ball: the distance is at most ε up to the
+    rounding of one sum below 1, half a unit in the last place (6e-8 in float32), and 0 where ε is 0.
+    """
+    return (frames + epsilon.view(-1, *[1] * (frames.ndim - 1)) * direction).clamp(0, 1)
+
+
+class Attack(ABC):
+    """Base of the attacks.
+
+    Args:
+        batch_size: most stacks in one forward or backward pass; flow is estimated for at most as many pairs as they hold.
+    """
+
+    name: ClassVar[str]
+    """As in the records and the report."""
+    dense: ClassVar[bool]
+    """All frames of all stacks are perturbed, whether the judge is right on them or not; decides the video level (section 5.2)."""
+    needs_gradient: ClassVar[bool] = True
+
+    def __init__(self, batch_size: int = 8) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
+        self.batch_size = batch_size
+
+    def __call__(
+        self,
+        victim: Victim,
+        frames: Tensor,
+        labels: Tensor,
+        epsilons: Sequence[float],
+        stop_on: Victim | None = None,
+        clean: CleanPass | None = None,
+        stop_on_clean: CleanPass | None = None,
+    ) -> AttackResult:
+        """Attack frames (B, T, 3, H, W) in [0, 1] with labels (B,) under every ε of `epsilons`, on the [0, 1] scale.
+
+        Works under `no_grad` and in inference mode. The gradient is the victim's; with `stop_on` the success is that system's
+        (section 5.3), which need not be differentiable. A batch gives what its stacks give one by one, up to the rounding of the victim
+        itself, whose kernels may depend on the batch. At ε = 0 the input is returned.
+
+        Args:
+            clean: the victim's clean pass on these frames; computed when None.
+            stop_on_clean: the clean pass of `stop_on`, with or without gradient; computed when None.
+
+        Raises:
+            ValueError: ε outside [0, 1], bad frames or labels, a clean pass of other frames, a victim that is not differentiable.
+            FloatingPointError: NaN logits, or a gradient that is not finite.
+            RuntimeError: the victim holds tensors that were made in inference mode.
+        """
+        check_epsilons(epsilons)
+        check_stacks(frames, labels)
+        judge = victim if stop_on is None else stop_on
+        with under_attack(victim, judge):
+            frames, labels = usable(frames), usable(labels).to(frames.device)
+            batched_victim = BatchedVictim(victim, self.batch_size)
+            batched_judge = batched_victim if judge is victim else BatchedVictim(judge, self.batch_size)
+            if clean is None and (self.needs_gradient or judge is victim):
+                clean = clean_pass(victim, frames, labels, gradient=self.needs_gradient, batch_size=self.batch_size)
+            judged = clean if judge is victim else stop_on_clean
+            if judged is None:
+                judged = clean_pass(judge, frames, labels, gradient=False, batch_size=self.batch_size)
+            _check_clean(judged, frames, batched_judge, gradient=False)
+            if clean is None:
+                clean = judged  # noise with a judge of its own: nothing of the victim is used
+            else:
+                _check_clean(clean, frames, batched_victim, gradient=self.needs_gradient)
+
+            count = len(epsilons)
+            attacked = judged.logits.argmax(1) == labels
+            work = WorkingSet(
+                stack=torch.arange(len(frames), device=frames.device).repeat(count),
+                epsilon=torch.tensor(epsilons, dtype=frames.dtype, device=frames.device).repeat_interleave(len(frames)),
+                labels=labels.repeat(count),
+                attacked=attacked.repeat(count),
+                adversarial=frames.repeat(count, 1, 1, 1, 1),
+                logits=judged.logits.repeat(count, 1),
+                frame_order=torch.full((count * len(frames), frames.shape[1]), -1, device=frames.device),
+            )
+            self.craft(work, frames, batched_victim, batched_judge, clean, judged)
+            success = work.attacked & (work.logits.argmax(1) != work.labels)
+            shape = (count, len(frames))
+            return AttackResult(
+                adversarial=work.adversarial.unflatten(0, shape),
+                logits=work.logits.unflatten(0, shape),
+                attacked=attacked,
+                success=success.unflatten(0, shape),
+                frames_perturbed=(work.frame_order >= 0).sum(1).unflatten(0, shape),
+                frame_order=work.frame_order.unflatten(0, shape),
+            )
+
+    @abstractmethod
+    def craft(
+        self,
+        work: WorkingSet,
+        frames: Tensor,
+        victim: BatchedVictim,
+        judge: BatchedVictim,
+        clean: CleanPass,
+        judged: CleanPass,
+    ) -> None:
+        """Fill in adversarial frames, logits and frame order of the rows with ε > 0. `judged` is the judge's clean pass."""
+
+    def perturb_all_frames(self, work: WorkingSet, frames: Tensor, direction: Tensor, judge: BatchedVictim) -> None:
+        """Move every frame of every row with ε > 0 along the `direction` (B, T, 3, H, W) of its stack."""
+        for rows in (work.epsilon > 0).nonzero().flatten().split(self.batch_size):
+            stack = work.stack[rows]
+            adversarial = perturb(frames[stack], direction[stack], work.epsilon[rows])
+            work.adversarial[rows] = adversarial
+            work.logits[rows] = judge.forward(adversarial)[1]
+            work.frame_order[rows] = torch.arange(frames.shape[1], device=rows.device)
+
+
+def check_epsilons(epsilons: Sequence[float]) -> None:
+    """Raise ValueError that names an ε outside [0, 1]."""
+    if isinstance(epsilons, (int, float)) or not len(epsilons):
+        raise ValueError(f"epsilons is {epsilons!r}: a sequence with at least one ε is needed, such as (0.005, 0.01)")
+    for epsilon in epsilons:
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"ε = {epsilon} is outside [0, 1]: ε is on the scale of frames in [0, 1]; one 8-bit grey level is 1/255")
+
+
+def _check_clean(clean: CleanPass, frames: Tensor, victim: BatchedVictim, *, gradient: bool) -> None:
+    seen = {"logits": clean.logits.shape[:1], "flow": clean.flow.shape[:2] if clean.flow is not None else None}
+    wanted = {"logits": frames.shape[:1], "flow": (len(frames), frames.shape[1] - 1) if victim.pairwise else None}
+    if gradient:
+        seen["gradient"] = clean.gradient.shape if clean.gradient is not None else None
+        wanted["gradient"] = frames.shape
+    for part, shape in wanted.items():
+        if seen[part] != shape:
+            raise ValueError(
+                f"the {part} of the clean pass of {victim.name} has shape {_shape(seen[part])}, {_shape(shape)} is needed: "
+                "make it with clean_pass(victim, frames, labels) of this victim and these frames"
+            )
+
+
+def _shape(shape: Sequence[int] | None) -> str:
+    return "none" if shape is None else str(tuple(shape))

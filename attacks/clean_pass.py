@@ -1,0 +1,94 @@
+"""What an attack starts from: flow, logits, gradient and saliency of the clean frames (paper, sections 3.2 and 3.4).
+
+It does not depend on the attack or on ε: one pass is shared by all of them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attacks.victim import BatchedVictim, Victim, under_attack
+
+
+class CleanPass(NamedTuple):
+    """One victim on B clean stacks."""
+
+    flow: Tensor | None
+    """(B, T-1, 2, H, W) in pixels; None for a victim that does not estimate it."""
+    logits: Tensor
+    """(B, C)"""
+    gradient: Tensor | None
+    """(B, T, 3, H, W), of each stack's cross-entropy with its label; None where it was not asked for."""
+    saliency: Tensor | None
+    """(B, T), eq. 4; None without gradient."""
+
+
+def clean_pass(
+    victim: Victim, frames: Tensor, labels: Tensor, *, gradient: bool = True, batch_size: int = 8
+) -> CleanPass:
+    """Run `victim` on frames (B, T, 3, H, W) in [0, 1] with labels (B,), at most `batch_size` stacks at once.
+
+    Without `gradient` the victim need not be differentiable: the form for a system that only judges.
+
+    Raises:
+        ValueError: bad frames or labels, or a gradient asked of a victim that has none.
+        FloatingPointError: NaN logits, or a gradient that is not finite.
+    """
+    check_stacks(frames, labels)
+    batched = BatchedVictim(victim, batch_size)
+    with under_attack(victim):
+        frames, labels = usable(frames), usable(labels).to(frames.device)
+        chunks = list(zip(frames.split(batch_size), labels.split(batch_size), strict=True))
+        if gradient:
+            flows, logits, gradients = zip(*(batched.loss_gradient(*chunk) for chunk in chunks), strict=True)
+            whole_gradient = torch.cat(gradients)
+            check_gradient(whole_gradient, torch.arange(len(frames)), batched.name)
+        else:
+            flows, logits = zip(*(batched.forward(chunk) for chunk, _ in chunks), strict=True)
+        whole_logits = torch.cat(logits)
+        if int(labels.max()) >= whole_logits.shape[1]:
+            raise ValueError(f"label {int(labels.max())} is out of range: {batched.name} has {whole_logits.shape[1]} classes")
+        return CleanPass(
+            flow=torch.cat(flows) if batched.pairwise else None,
+            logits=whole_logits,
+            gradient=whole_gradient if gradient else None,
+            saliency=frame_saliency(whole_gradient) if gradient else None,
+        )
+
+
+def frame_saliency(gradient: Tensor) -> Tensor:
+    """Mean magnitude of the gradient (B, T, 3, H, W) over each frame's pixels and colours, (B, T) (eq. 4)."""
+    return gradient.abs().mean((2, 3, 4))
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy that autograd can save where it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def check_gradient(gradient: Tensor, items: Tensor, victim: str) -> None:
+    """Raise FloatingPointError that names the `items` (n,) whose gradient (n, ...) is not finite: its sign means nothing."""
+    bad = ~gradient.flatten(1).isfinite().all(1)
+    if bad.any():
+        raise FloatingPointError(
+            f"the gradient of {victim} is NaN or infinite for stacks {items[bad.to(items.device)].tolist()} of the batch: "
+            "look for a square root or a division at zero in it, or attack in float32"
+        )
+
+
+def check_stacks(frames: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless frames are floating (B, T, 3, H, W) in [0, 1], T > 1, and labels are B class indices."""
+    if not frames.is_floating_point():
+        raise ValueError(f"frames are {frames.dtype}: floating RGB in [0, 1] is needed (divide 8-bit frames by 255)")
+    if frames.ndim != 5 or frames.shape[2] != 3 or frames.shape[1] < 2 or not len(frames):
+        raise ValueError(f"frames have shape {tuple(frames.shape)}: (B, T, 3, H, W) with B > 0 and T > 1 is needed")
+    low, high = frames.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"frames lie in [{low:g}, {high:g}]: RGB in [0, 1] is needed")
+    if labels.shape != frames.shape[:1] or labels.is_floating_point() or labels.dtype is torch.bool:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: {len(frames)} class indices are needed, one per stack"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"label {int(labels.min())} is out of range: class indices start at 0")

@@ -1,0 +1,116 @@
+"""What the paper reports, from records alone: accuracy, success rate, sparsity (section 5.1). Pure functions, one pass.
+
+Micro averages: every stack (or video) weighs the same. Only examples that the clean system judged right are attacked, the
+others count as wrong at every ε; an unattacked example that a perturbation happens to correct is counted in `recovered` alone.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from attacks.records import CLEAN, Record
+
+
+class Cell(NamedTuple):
+    """What a figure of the report is about."""
+
+    level: str
+    attack: str
+    target: str
+    epsilon: float
+
+
+@dataclass
+class Tally:
+    """Counts over the examples of one cell."""
+
+    examples: int = 0
+    attacked: int = 0
+    success: int = 0
+    recovered: int = 0
+    """wrong when clean, right when perturbed"""
+    standing_8bit: int = 0
+    """attacked, and right after rounding to 8 bits"""
+    judged_8bit: int = 0
+    frames: Counter[int] = field(default_factory=Counter)
+    """frames perturbed -> successful examples"""
+    stacks: Counter[int] = field(default_factory=Counter)
+    """stacks perturbed -> successful videos"""
+
+    def add(self, record: Record) -> None:
+        self.examples += 1
+        self.attacked += record.attacked
+        self.success += record.success
+        self.recovered += record.correct and not record.attacked
+        if record.correct_8bit is not None:
+            self.judged_8bit += 1
+            self.standing_8bit += record.attacked and record.correct_8bit
+        if record.success:
+            self.frames[record.frames_perturbed] += 1
+            if record.stacks_perturbed is not None:
+                self.stacks[record.stacks_perturbed] += 1
+
+    @property
+    def accuracy(self) -> float:
+        """Of all examples: judged right when clean and still right."""
+        return (self.attacked - self.success) / self.examples
+
+    @property
+    def accuracy_of_attacked(self) -> float | None:
+        """The same of the examples that the clean system judged right; None when there are none."""
+        return (self.attacked - self.success) / self.attacked if self.attacked else None
+
+    @property
+    def success_rate(self) -> float | None:
+        return self.success / self.attacked if self.attacked else None
+
+    @property
+    def accuracy_8bit(self) -> float | None:
+        """Accuracy of all examples once the adversarial frames are rounded to 8 bits; None where that was not judged."""
+        return self.standing_8bit / self.judged_8bit if self.judged_8bit else None
+
+    @property
+    def mean_frames(self) -> float | None:
+        """Mean frames perturbed of the successful examples (Table 1, Stk-FP); None when none succeeded."""
+        return _mean(self.frames)
+
+    @property
+    def mean_stacks(self) -> float | None:
+        """Mean stacks perturbed of the successful videos."""
+        return _mean(self.stacks)
+
+
+def tally(records: Iterable[Record]) -> dict[Cell, Tally]:
+    """Counts per (level, attack, target, ε), cells in order of first appearance."""
+    tallies: dict[Cell, Tally] = {}
+    for record in records:
+        cell = Cell(record.level, record.attack, record.target, record.epsilon)
+        tallies.setdefault(cell, Tally()).add(record)
+    return tallies
+
+
+def curve(tallies: Mapping[Cell, Tally], *, level: str, attack: str, target: str) -> dict[float, Tally]:
+    """ε -> tally in order of ε, from the clean system at ε = 0 on; empty when this attack was not made on this target."""
+    points = {c.epsilon: t for c, t in tallies.items() if c[:3] == (level, attack, target)}
+    clean = tallies.get(Cell(level, CLEAN, target, 0.0))
+    if points and clean is not None:
+        points.setdefault(0.0, clean)
+    return dict(sorted(points.items()))
+
+
+def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
+    """Share of the successful examples that took so many frames, averaged over ε > 0 (Fig. 5).
+
+    Every ε with a success weighs the same; the shares sum to 1, or there are none.
+    """
+    tallies = [t for epsilon, t in points.items() if epsilon > 0 and t.success]
+    shares: Counter[int] = Counter()
+    for t in tallies:
+        for frames, count in t.frames.items():
+            shares[frames] += count / t.success / len(tallies)  # type: ignore[assignment]
+    return dict(sorted(shares.items()))
+
+
+def _mean(counts: Counter[int]) -> float | None:
+    return sum(value * count for value, count in counts.items()) / counts.total() if counts else None

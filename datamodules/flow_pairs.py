@@ -1,0 +1,136 @@
+"""Frame pairs with stored flow as their target, for fine-tuning FlowNet2 on TV-L1 (section 4)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batches import FlowPairBatch
+from datamodules.flow_precompute import to_frames
+from datamodules.flow_store import FlowStore
+from datamodules.transforms import random_pair_crop, random_pair_flips, random_photometry
+from datamodules.video_data import FlowData
+from datamodules.video_dataset import Clip, VideoDataset
+
+
+class FlowPairs(FlowData):
+    """Training: every adjacent frame pair of the train clips once an epoch. Validation and test: pairs of the test
+    clips.
+
+    A clip is decoded once for each `pairs_at_once` pairs, spread evenly over it.
+
+    Args:
+        dataset: the videos.
+        estimator: the algorithm whose flow is the target: TV-L1 in the paper.
+        store: folder of its flow store; filled by `prepare_data`.
+        crop: (height, width) of random training crops; None trains on whole frames.
+        flip: mirror training pairs at random, left to right and upside down, vectors with them.
+        photometry: strength of FlowNet's photometric augmentation of training pairs; 1 is its published range, 0 none.
+        pairs_at_once: pairs taken of a clip each time it is decoded.
+        clips_per_batch: decoded clips in a training batch; it holds `clips_per_batch × pairs_at_once` pairs.
+        test_pairs: validate on this many pairs of each test clip, spread evenly; None: on all.
+        num_workers: processes that load batches.
+        extraction_workers: processes that compute missing flow; default one per core.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        estimator: nn.Module,
+        store: Path,
+        crop: tuple[int, int] | None = None,
+        flip: bool = True,
+        photometry: float = 1.0,
+        pairs_at_once: int = 4,
+        clips_per_batch: int = 2,
+        test_pairs: int | None = None,
+        num_workers: int = 1,
+        extraction_workers: int | None = None,
+    ) -> None:
+        super().__init__(
+            dataset,
+            estimator=estimator,
+            store=store,
+            stack_length=2,
+            num_workers=num_workers,
+            extraction_workers=extraction_workers,
+        )
+        self.crop = None if crop is None else (crop[0], crop[1])
+        self.flip = flip
+        self.photometry = photometry
+        self.pairs_at_once = pairs_at_once
+        self.clips_per_batch = clips_per_batch
+        self.test_pairs = test_pairs
+
+    def train_dataloader(self) -> DataLoader:
+        """FlowPairBatch of augmented pairs of the train clips."""
+        counts = self.flow_counts("train", at_least=1)
+        data = ClipPairs(
+            self.dataset, self.store, self.clips("train"), spread_blocks(counts, self.pairs_at_once), self.augment
+        )
+        return self.loader(data, shuffle=True, batch_size=self.clips_per_batch, collate_fn=join_pairs)
+
+    def val_dataloader(self) -> DataLoader:
+        """FlowPairBatch of whole-frame pairs of the test clips, one clip a batch."""
+        counts = self.flow_counts("test", at_least=1)
+        blocks = [
+            (index, sorted({pair * count // wanted for pair in range(wanted)}))
+            for index, count in enumerate(counts)
+            for wanted in [min(count, self.test_pairs or count)]
+        ]
+        data = ClipPairs(self.dataset, self.store, self.clips("test"), blocks)
+        return self.loader(data, batch_size=1, collate_fn=join_pairs)
+
+    test_dataloader = val_dataloader
+
+    def augment(self, frames: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """One training pair (2, 3, H, W) with its flow (1, 2, H, W), cropped, mirrored and lit at random."""
+        if self.crop is not None:
+            frames, flow = random_pair_crop(frames, flow, self.crop)
+        if self.flip:
+            frames, flow = random_pair_flips(frames, flow)
+        return random_photometry(frames, strength=self.photometry), flow
+
+
+class ClipPairs(Dataset[FlowPairBatch]):
+    """Item (clip, pair indices): the named pairs of a clip as one FlowPairBatch."""
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        store: FlowStore,
+        clips: list[Clip],
+        blocks: list[tuple[int, list[int]]],
+        augment=None,
+    ) -> None:
+        self.dataset, self.store, self.clips, self.blocks, self.augment = dataset, store, clips, blocks, augment
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> FlowPairBatch:
+        clip_index, pairs = self.blocks[index]
+        clip = self.clips[clip_index]
+        images = self.dataset.decode(clip)
+        items = []
+        for pair in pairs:
+            frames = to_frames(images[pair : pair + 2])
+            flow = torch.from_numpy(self.store.read(clip, pair, 1))
+            items.append((frames, flow) if self.augment is None else self.augment(frames, flow))
+        return FlowPairBatch(torch.stack([frames for frames, _ in items]), torch.stack([flow for _, flow in items]))
+
+
+def spread_blocks(counts: list[int], size: int) -> list[tuple[int, list[int]]]:
+    """Partition the pairs 0 … count-1 of each clip into blocks of at most `size`, each spread evenly over the clip."""
+    blocks = []
+    for index, count in enumerate(counts):
+        number = -(-count // size)
+        blocks += [(index, list(range(first, count, number))) for first in range(number)]
+    return blocks
+
+
+def join_pairs(items: list[FlowPairBatch]) -> FlowPairBatch:
+    """Several clips' pairs as one batch."""
+    return FlowPairBatch(torch.cat([item.frames for item in items]), torch.cat([item.flow for item in items]))

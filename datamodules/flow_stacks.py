@@ -1,0 +1,138 @@
+"""Stacks of stored flow with their class, for the classifiers (section 4)."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batches import FlowStackBatch
+from datamodules.flow_store import FlowStore
+from datamodules.transforms import centre_crop, flip_flow, random_scaled_crop
+from datamodules.video_data import FlowData
+from datamodules.video_dataset import Clip, VideoDataset
+
+
+class FlowStacks(FlowData):
+    """Training: random stacks of random clips, randomly scaled and cropped. Validation and test: every non-overlapping
+    stack of every test clip, centre crop. Nothing is selected on the test clips: the classifier of the last epoch
+    counts.
+
+    Args:
+        dataset: the videos.
+        estimator: the flow algorithm; its settings name the store's content.
+        store: folder of the flow store; filled by `prepare_data`.
+        crop: side of the classifier's input, pixels.
+        scales: sides of the random training crops, as fractions of the frame's shorter side.
+        flip: mirror half of the training stacks (u is negated). Not in the paper; wrong where left and right are
+            classes.
+        stack_length: frames of a stack.
+        stacks_per_clip: training stacks drawn from each clip in an epoch.
+        batch_size: stacks.
+        num_workers: processes that load batches.
+        extraction_workers: processes that compute missing flow; default one per core.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        estimator: nn.Module,
+        store: Path,
+        crop: int = 224,
+        scales: tuple[float, ...] = (1.0, 0.875, 0.75),
+        flip: bool = False,
+        stack_length: int = 11,
+        stacks_per_clip: int = 1,
+        batch_size: int = 32,
+        num_workers: int = 1,
+        extraction_workers: int | None = None,
+    ) -> None:
+        super().__init__(
+            dataset,
+            estimator=estimator,
+            store=store,
+            stack_length=stack_length,
+            num_workers=num_workers,
+            extraction_workers=extraction_workers,
+        )
+        if not all(0 < scale <= 1 for scale in scales):
+            raise ValueError(
+                f"scales {scales}: each must lie above 0 and at most at 1, a fraction of the frame's shorter side"
+            )
+        self.crop = crop
+        self.scales = tuple(scales)
+        self.flip = flip
+        self.stacks_per_clip = stacks_per_clip
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """FlowStackBatch of random stacks of the train clips."""
+        counts = self.flow_counts("train", at_least=self.stack_length - 1)
+        data = RandomStacks(
+            self.store,
+            self.clips("train") * self.stacks_per_clip,
+            counts * self.stacks_per_clip,
+            length=self.stack_length - 1,
+            crop=self.crop,
+            scales=self.scales,
+            flip=self.flip,
+        )
+        return self.loader(data, shuffle=True, batch_size=self.batch_size, drop_last=len(data) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """FlowStackBatch of all non-overlapping stacks of the test clips."""
+        counts = self.flow_counts("test", at_least=self.stack_length - 1)
+        data = AllStacks(self.store, self.clips("test"), counts, length=self.stack_length - 1, crop=self.crop)
+        return self.loader(data, batch_size=self.batch_size)
+
+    test_dataloader = val_dataloader
+
+
+class RandomStacks(Dataset[FlowStackBatch]):
+    """One random stack of each clip at each access."""
+
+    def __init__(
+        self,
+        store: FlowStore,
+        clips: list[Clip],
+        counts: list[int],
+        *,
+        length: int,
+        crop: int,
+        scales: tuple[float, ...],
+        flip: bool,
+    ) -> None:
+        self.store, self.clips, self.counts = store, clips, counts
+        self.length, self.crop, self.scales, self.flip = length, crop, scales, flip
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> FlowStackBatch:
+        clip = self.clips[index]
+        start = int(torch.randint(self.counts[index] - self.length + 1, ()))
+        flow = random_scaled_crop(torch.from_numpy(self.store.read(clip, start, self.length)), self.crop, self.scales)
+        if self.flip and torch.rand(()) < 0.5:
+            flow = flip_flow(flow)
+        return FlowStackBatch(flow.flatten(0, 1), torch.tensor(clip.label), torch.tensor(index))
+
+
+class AllStacks(Dataset[FlowStackBatch]):
+    """Every non-overlapping stack of every clip, centre crop."""
+
+    def __init__(self, store: FlowStore, clips: list[Clip], counts: list[int], *, length: int, crop: int) -> None:
+        self.store, self.clips, self.length, self.crop = store, clips, length, crop
+        # A stack of T frames has T - 1 flow fields; the field between two stacks belongs to neither.
+        self.stacks = [
+            (index, start) for index, count in enumerate(counts) for start in range(0, count - length + 1, length + 1)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.stacks)
+
+    def __getitem__(self, index: int) -> FlowStackBatch:
+        clip_index, start = self.stacks[index]
+        clip = self.clips[clip_index]
+        flow = centre_crop(torch.from_numpy(self.store.read(clip, start, self.length)), self.crop)
+        return FlowStackBatch(flow.flatten(0, 1), torch.tensor(clip.label), torch.tensor(clip_index))

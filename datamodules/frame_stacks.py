@@ -1,0 +1,79 @@
+"""Whole videos as their non-overlapping frame stacks, for the attacks (sections 4 and 5.2)."""
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batches import VideoBatch
+from datamodules.flow_precompute import to_frames
+from datamodules.video_data import VideoData, short_clip
+from datamodules.video_dataset import Clip, VideoDataset
+
+
+class FrameStacks(VideoData):
+    """The test clips, each with all its non-overlapping stacks: the stack level counts stacks, the video level clips.
+
+    Args:
+        dataset: the videos.
+        stack_length: frames of a stack.
+        max_stacks: take only this many stacks of a clip, spread evenly; None takes all, as the paper does.
+        max_clips: attack only this many test clips, spread evenly over the list (and so over the classes); None takes
+            all.
+        num_workers: processes that decode videos.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        stack_length: int = 11,
+        max_stacks: int | None = None,
+        max_clips: int | None = None,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__(dataset, stack_length=stack_length, num_workers=num_workers)
+        self.max_stacks = max_stacks
+        self.max_clips = max_clips
+
+    @property
+    def settings(self) -> dict:
+        """What decides which stacks come out."""
+        return {**super().settings, "max_stacks": self.max_stacks, "max_clips": self.max_clips}
+
+    def test_dataloader(self) -> DataLoader:
+        """VideoBatch of each test clip."""
+        count = len(self.clips("test"))
+        chosen = spread(count, self.max_clips)
+        data = Videos(self.dataset, self.clips("test"), chosen, self.stack_length, self.max_stacks)
+        return self.loader(data, batch_size=None)
+
+
+class Videos(Dataset[VideoBatch]):
+    """Each clip as its non-overlapping stacks."""
+
+    def __init__(
+        self, dataset: VideoDataset, clips: list[Clip], chosen: list[int], stack_length: int, max_stacks: int | None
+    ) -> None:
+        self.dataset, self.clips, self.chosen = dataset, clips, chosen
+        self.stack_length, self.max_stacks = stack_length, max_stacks
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> VideoBatch:
+        clip = self.clips[self.chosen[index]]
+        images = self.dataset.decode(clip)
+        whole = len(images) // self.stack_length
+        if whole == 0:
+            raise ValueError(short_clip(clip, len(images), self.stack_length))
+        stacks = to_frames(images[: whole * self.stack_length]).unflatten(0, (whole, self.stack_length))
+        return VideoBatch(
+            stacks[spread(whole, self.max_stacks)].contiguous(),
+            torch.tensor(clip.label),
+            torch.tensor(self.chosen[index]),
+        )
+
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """`wanted` of the indices 0 … count-1, evenly spread; all of them if there are no more than that."""
+    wanted = min(count, wanted or count)
+    return [index * count // wanted for index in range(wanted)]

@@ -1,0 +1,84 @@
+"""Flow-aware augmentation: a resize scales the vectors, a horizontal flip negates u, a vertical one v."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
+    """Flow (N, 2, H, W) in pixels, resized bilinearly to (N, 2, height, width), its vectors in the new pixels."""
+    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)
+    return F.interpolate(flow, (height, width), mode="bilinear", align_corners=False, antialias=True) * scale
+
+
+def flip_flow(flow: Tensor) -> Tensor:
+    """Flow (…, 2, H, W) of the horizontally mirrored frames."""
+    return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(2, 1, 1)
+
+
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    """The (…, size, size) in the middle of (…, H, W).
+
+    Raises:
+        ValueError: the images are smaller.
+    """
+    height, width = images.shape[-2:]
+    if height < size or width < size:
+        raise ValueError(f"crop {size}: frames of {height}×{width} are smaller; lower `crop` or enlarge `frame_size`")
+    top, left = (height - size) // 2, (width - size) // 2
+    return images[..., top : top + size, left : left + size]
+
+
+def random_scaled_crop(flow: Tensor, size: int, scales: tuple[float, ...]) -> Tensor:
+    """Section 4's "random scaling and cropping" of flow (N, 2, H, W): a square of the shorter side times a random
+    scale, at a random place, resized to (N, 2, size, size)."""
+    height, width = flow.shape[-2:]
+    scale = scales[int(torch.randint(len(scales), ()))]
+    side = max(1, round(min(height, width) * scale))
+    top = int(torch.randint(height - side + 1, ()))
+    left = int(torch.randint(width - side + 1, ()))
+    crop = flow[..., top : top + side, left : left + side]
+    return crop if side == size else resize_flow(crop, size, size)
+
+
+def random_pair_crop(frames: Tensor, flow: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same random (height, width) window of frames (…, H, W) and flow (…, H, W).
+
+    Raises:
+        ValueError: the window is larger than the frames.
+    """
+    height, width = frames.shape[-2:]
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"crop {size[0]}×{size[1]}: frames of {height}×{width} are smaller; lower `crop`")
+    top = int(torch.randint(height - size[0] + 1, ()))
+    left = int(torch.randint(width - size[1] + 1, ()))
+    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
+    return frames[window], flow[window]
+
+
+def random_pair_flips(frames: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror a pair (…, 3, H, W) and its flow (…, 2, H, W) left to right, upside down, both or not at all."""
+    if torch.rand(()) < 0.5:
+        frames, flow = frames.flip(-1), flip_flow(flow)
+    if torch.rand(()) < 0.5:
+        frames, flow = frames.flip(-2), flow.flip(-2) * flow.new_tensor([1.0, -1.0]).view(2, 1, 1)
+    return frames, flow
+
+
+def random_photometry(frames: Tensor, *, strength: float) -> Tensor:
+    """FlowNet's photometric augmentation (Dosovitskiy et al. 2015, section 5): contrast, brightness, colour and gamma,
+    the same for both frames, and Gaussian noise of its own on each pixel, σ up to 0.04.
+
+    Args:
+        frames: (…, 3, H, W) in [0, 1].
+        strength: 1 is FlowNet's range; 0 changes nothing.
+    """
+    if strength == 0:
+        return frames
+    contrast = 1 + strength * float(torch.empty(()).uniform_(-0.3, 0.3))
+    brightness = strength * float(torch.randn(())) * 0.1
+    colour = 1 + strength * torch.empty(3, 1, 1).uniform_(-0.2, 0.2)
+    gamma = 2 ** (strength * float(torch.empty(()).uniform_(-0.5, 0.5)))
+    noise = strength * float(torch.empty(()).uniform_(0, 0.04))
+    lit = (((frames - 0.5) * contrast + 0.5 + brightness) * colour).clamp(0, 1) ** gamma
+    return (lit + noise * torch.randn_like(lit)).clamp(0, 1)

@@ -1,0 +1,109 @@
+"""What the three LightningDataModules share: a dataset, its classes, and for flow a store that `prepare_data` fills."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.flow_precompute import precompute
+from datamodules.flow_store import FlowStore, store_manifest
+from datamodules.video_dataset import Clip, Subset, VideoDataset
+
+
+class VideoData(pl.LightningDataModule):
+    """A dataset of labelled videos behind Lightning's interface."""
+
+    def __init__(self, dataset: VideoDataset, *, stack_length: int, num_workers: int) -> None:
+        super().__init__()
+        self.prepare_data_per_node = False
+        self.dataset = dataset
+        self.stack_length = stack_length
+        self.num_workers = num_workers
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a label is an index into them."""
+        return self.dataset.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides which clips, frames and labels come out."""
+        return {**self.dataset.settings, "stack_length": self.stack_length}
+
+    def clips(self, subset: Subset) -> list[Clip]:
+        """The clips of a subset; batches name them by their index in this list."""
+        return self.dataset.clips(subset)
+
+    def prepare_data(self) -> None:
+        """Make, download or check the videos."""
+        self.dataset.prepare()
+
+    def loader(self, data: Dataset, *, shuffle: bool = False, **options: Any) -> DataLoader:
+        """A DataLoader with this module's workers."""
+        return DataLoader(
+            data,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+
+class FlowData(VideoData):
+    """Videos with the flow of every adjacent frame pair in a store."""
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        estimator: nn.Module,
+        store: Path,
+        stack_length: int,
+        num_workers: int,
+        extraction_workers: int | None,
+    ) -> None:
+        super().__init__(dataset, stack_length=stack_length, num_workers=num_workers)
+        self.estimator = estimator
+        self.store = FlowStore(Path(store), store_manifest(estimator.settings, dataset.frame_settings))
+        self.extraction_workers = extraction_workers
+
+    def prepare_data(self) -> None:
+        """Make, download or check the videos, and compute the flow that the store lacks."""
+        super().prepare_data()
+        clips = self.clips("train") + self.clips("test")
+        precompute(self.dataset, clips, self.estimator, self.store, workers=self.extraction_workers)
+
+    def setup(self, stage: str) -> None:
+        """Check that the store holds the flow that is meant."""
+        self.store.check()
+
+    def flow_counts(self, subset: Subset, *, at_least: int) -> list[int]:
+        """Number of stored flow fields of each clip.
+
+        Raises:
+            ValueError: a clip has fewer than `at_least`; names it.
+        """
+        counts = []
+        for clip in self.clips(subset):
+            counts.append(self.store.n_flow(clip))
+            if counts[-1] < at_least:
+                raise ValueError(short_clip(clip, counts[-1] + 1, at_least + 1))
+        return counts
+
+
+def short_clip(clip: Clip, frames: int, needed: int) -> str:
+    """What to say of a clip that is shorter than a stack."""
+    return (
+        f"{clip.path}: {frames} frames at the dataset's frame rate, a stack needs {needed}; take the clip out "
+        f"of the lists, "
+        "raise `frame_rate` or lower `stack_length`"
+    )
