@@ -41,11 +41,17 @@ def precompute(
     if not todo:
         return 0
     failed: list[str] = []
-    results = _by_network if estimator.differentiable else _by_processes
+    count = min(workers or len(os.sched_getaffinity(0)), len(todo))
+    if estimator.differentiable:
+        results = _in_turn(dataset, todo, estimator.to("cuda" if torch.cuda.is_available() else "cpu").eval(), store)
+    elif count == 1:
+        results = _in_turn(dataset, todo, estimator, store)
+    else:
+        results = _by_processes(dataset, todo, estimator, store, count)
     with tqdm(
         total=len(todo), desc=f"{store.manifest['estimator']['algorithm']} flow", unit="clip", mininterval=1
     ) as bar:
-        for fault in results(dataset, todo, estimator, store, workers):
+        for fault in results:
             failed += [fault] if fault else []
             bar.update()
     if failed:
@@ -93,19 +99,14 @@ def _store_clip(dataset: VideoDataset, clip: Clip, estimator: nn.Module, store: 
     return None
 
 
-def _by_network(
-    dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore, workers: int | None
-) -> Iterator[str | None]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    estimator = estimator.to(device).eval()
+def _in_turn(dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore) -> Iterator[str | None]:
     for clip in clips:
         yield _store_clip(dataset, clip, estimator, store)
 
 
 def _by_processes(
-    dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore, workers: int | None
+    dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore, count: int
 ) -> Iterator[str | None]:
-    count = min(workers or len(os.sched_getaffinity(0)), len(clips))
     context = multiprocessing.get_context("spawn")  # a fork would carry this process's threads' locks along
     with ProcessPoolExecutor(
         count, mp_context=context, initializer=_start_worker, initargs=(dataset, estimator, store)

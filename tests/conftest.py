@@ -1,4 +1,4 @@
-"""Data that the repository does not carry is found by environment variables; a test that needs it says so when it is absent."""
+"""Data that the repository does not carry is found by environment variables; a test says so when it is absent."""
 
 import os
 from pathlib import Path

@@ -1,0 +1,98 @@
+# FlowFool. `make` prints the targets; each builds what it needs, and goes on where a killed one stopped.
+
+PRESET ?= quickstart
+RUNS ?= runs
+RUN := $(RUNS)/$(PRESET)
+PYTHON ?= python3
+VENV ?= .venv
+
+# Where UCF-101 lies (small, paper) and NVIDIA's FlowNet2 checkpoint (paper).
+UCF101 ?=
+FLOWNET2 ?=
+
+# The Trainer's own flags, and more of them for one step, e.g. SWEEP_ARGS="--data.init_args.max_clips=10".
+DEVICES ?=
+NODES ?=
+FLOWNET2_ARGS ?=
+CLASSIFIER_ARGS ?=
+SWEEP_ARGS ?=
+
+PRESETS := $(filter-out data flow classifier attack trainer logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
+ifeq ($(filter $(PRESET),$(PRESETS)),)
+$(error PRESET=$(PRESET): no such preset; there are: $(PRESETS))
+endif
+
+CONFIG := configs/$(PRESET)
+INSTALLED := $(VENV)/installed
+RESULTS := $(RUN)/attack-sweep/results.json
+FLOWS := tvl1 farneback flownet2
+FINE_TUNED := $(RUN)/flownet2/final.ckpt
+CLASSIFIERS := $(FLOWS:%=$(RUN)/classifiers/%/final.ckpt)
+
+TRAINER := $(if $(DEVICES),--trainer.devices=$(DEVICES)) $(if $(NODES),--trainer.num_nodes=$(NODES))
+LIGHTNING := $(VENV)/bin/python -m lightning_modules
+
+# The YAMLs name these as ${RUN}, ${UCF101}, ${FLOWNET2}.
+export RUN
+export UCF101
+export FLOWNET2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install data train-flownet2 train-classifiers attack-sweep test test-all lint format clean FORCE
+
+help: ## print the targets
+	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [DEVICES=N] [NODES=N]"
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 22
+
+install: $(INSTALLED) ## make the virtual environment
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]}: FlowFool needs 3.11 or newer; make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+data: $(INSTALLED) ## check the videos, or render the embedded ones, and say what is used
+	$(VENV)/bin/python -m datamodules --dataset $(CONFIG)/dataset.yaml
+
+train-flownet2: $(FINE_TUNED) ## fine-tune FlowNet2 on TV-L1 flow
+$(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(RUN)/flownet2.args | $(INSTALLED)
+	$(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(FLOWNET2_ARGS)
+	@touch $@
+
+train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
+$(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
+	FLOW=$* $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
+	@touch $@
+
+attack-sweep: $(RESULTS) ## attack the whole system at every epsilon, white-box and by transfer
+	@cat $(RUN)/attack-sweep/tables.txt
+	@echo "Tables, figures and records: $(RUN)/attack-sweep"
+$(RESULTS): $(CONFIG)/attack-sweep.yaml $(RUN)/attack-sweep.args $(CLASSIFIERS) | $(INSTALLED)
+	$(LIGHTNING) test --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(SWEEP_ARGS)
+	@touch $@
+
+# Each changes only when the arguments of its step do, so that other arguments are not silently ignored.
+$(RUN)/flownet2.args: STEP_ARGS = $(FLOWNET2_ARGS)
+$(RUN)/classifiers.args: STEP_ARGS = $(CLASSIFIER_ARGS)
+$(RUN)/attack-sweep.args: STEP_ARGS = $(SWEEP_ARGS)
+$(RUN)/%.args: FORCE
+	@mkdir -p $(@D); echo '$(UCF101) $(STEP_ARGS)' | cmp -s - $@ || echo '$(UCF101) $(STEP_ARGS)' > $@
+
+test: $(INSTALLED) ## run the tests; UCF101=DIR and FLOWNET2_ORACLE=DIR add those that need real data
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## run the slow tests too
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED) ## let ruff format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## remove the runs of this preset: data, flow, checkpoints, results
+	rm -rf $(RUN)

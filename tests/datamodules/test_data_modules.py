@@ -1,0 +1,112 @@
+"""The three DataModules on a small tree of real videos."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.flow_pairs import FlowPairs, spread_blocks
+from datamodules.flow_precompute import estimate_clip, to_frames
+from datamodules.flow_stacks import FlowStacks
+from datamodules.frame_stacks import FrameStacks, spread
+from datamodules.transforms import centre_crop
+from datamodules.ucf101 import UCF101
+
+
+@pytest.fixture
+def flow_options(small_tree, tmp_path, difference):
+    return {
+        "dataset": UCF101(small_tree, frame_rate=25),
+        "estimator": difference(),
+        "store": tmp_path / "store",
+        "num_workers": 0,
+        "extraction_workers": 1,
+    }
+
+
+def test_flow_stacks(flow_options):
+    data = FlowStacks(**flow_options, crop=32, batch_size=4, stacks_per_clip=3)
+    data.prepare_data()
+    data.setup("fit")
+    train = list(data.train_dataloader())
+    assert sum(len(batch.label) for batch in train) == 16  # 18 random stacks in batches of 4, the odd ones dropped
+    assert all(batch.flow.shape == (4, 20, 32, 32) for batch in train)
+    test = list(data.val_dataloader())
+    labels, clips = torch.cat([b.label for b in test]), torch.cat([b.clip for b in test])
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2] and clips.tolist() == [0, 0, 1, 1, 2, 2]  # 26 frames: two stacks of 11
+    clip = data.clips("test")[1]
+    flow = torch.from_numpy(estimate_clip(data.dataset.decode(clip), data.estimator))
+    second = torch.cat([b.flow for b in test])[3]
+    assert (second - centre_crop(flow[11:21], 32).flatten(0, 1)).abs().max() <= 40 / 255 / 2 + 1e-6
+
+
+def test_a_second_run_computes_nothing(flow_options, monkeypatch):
+    data = FlowStacks(**flow_options)
+    data.prepare_data()
+    monkeypatch.setattr(UCF101, "decode", lambda *_: pytest.fail("decoded again"))
+    FlowStacks(**flow_options).prepare_data()
+
+
+def test_stacks_of_memory_and_of_the_store_are_the_same_frames(flow_options):
+    """What the sweep estimates in memory is what the classifier saw on disk."""
+    stored = FlowStacks(**flow_options, crop=32)
+    stored.prepare_data()
+    stored.setup("test")
+    from_disk = torch.cat([batch.flow for batch in stored.test_dataloader()])
+    frames = FrameStacks(flow_options["dataset"], num_workers=0)
+    videos = list(frames.test_dataloader())
+    assert [video.clip.item() for video in videos] == [0, 1, 2]
+    flow = torch.cat([stored.estimator(video.frames) for video in videos])
+    assert (centre_crop(flow, 32).flatten(1, 2) - from_disk).abs().max() <= 40 / 255 / 2 + 1e-6
+
+
+def test_flow_pairs_cover_each_pair_once(flow_options):
+    data = FlowPairs(**flow_options, flip=False, photometry=0.0, pairs_at_once=4, clips_per_batch=2)
+    data.prepare_data()
+    data.setup("fit")
+    pairs = torch.cat([batch.frames for batch in data.train_dataloader()])
+    assert len(pairs) == 6 * 25
+    assert len({pair.numpy().tobytes() for pair in pairs}) == 6 * 25
+    batch = next(iter(data.val_dataloader()))
+    assert batch.frames.shape == (25, 2, 3, 48, 64) and batch.flow.shape == (25, 1, 2, 48, 64)
+    target = data.estimator(batch.frames)
+    assert (batch.flow - target).abs().max() <= 40 / 255 / 2 + 1e-6
+
+
+def test_blocks_partition_the_pairs():
+    blocks = spread_blocks([10, 3], 4)
+    assert sorted(pair for clip, pairs in blocks for pair in pairs if clip == 0) == list(range(10))
+    assert [pairs for clip, pairs in blocks if clip == 1] == [[0, 1, 2]]
+    assert max(len(pairs) for _, pairs in blocks) == 4
+
+
+def test_some_videos_and_some_stacks(flow_options):
+    data = FrameStacks(flow_options["dataset"], max_stacks=1, max_clips=2, num_workers=0)
+    videos = list(data.test_dataloader())
+    assert [video.clip.item() for video in videos] == [0, 1]
+    clip = data.clips("test")[1]
+    frames = to_frames(data.dataset.decode(clip))
+    assert torch.equal(videos[1].frames, frames[None, :11])
+    assert data.settings["max_clips"] == 2
+    assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2]
+
+
+def test_a_clip_shorter_than_a_stack_is_named(flow_options, video_writer, texture):
+    clip = flow_options["dataset"].clips("test")[2]
+    video_writer(clip.path, texture(0, count=10))
+    message = r"v_Rowing_g01_c01\.avi: 10 frames .* a stack needs 11"
+    with pytest.raises(ValueError, match=message):
+        list(FrameStacks(flow_options["dataset"], num_workers=0).test_dataloader())
+    data = FlowStacks(**flow_options)
+    data.prepare_data()
+    with pytest.raises(ValueError, match=message):
+        data.val_dataloader()
+
+
+def test_scales_are_fractions(flow_options):
+    with pytest.raises(ValueError, match=r"scales \(1\.5,\)"):
+        FlowStacks(**flow_options, scales=(1.5,))
+
+
+def test_frames_are_scaled_exactly():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    assert torch.equal(torch.round(to_frames(levels) * 255).byte(), torch.from_numpy(levels).movedim(-1, -3))
