@@ -17,7 +17,7 @@ FLOWNET2_ARGS ?=
 CLASSIFIER_ARGS ?=
 SWEEP_ARGS ?=
 
-PRESETS := $(filter-out data flow classifier attack trainer logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
+PRESETS := $(filter-out flow classifier attack logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
 ifeq ($(filter $(PRESET),$(PRESETS)),)
 $(error PRESET=$(PRESET): no such preset; there are: $(PRESETS))
 endif
@@ -29,6 +29,9 @@ FLOWS := tvl1 farneback flownet2
 FINE_TUNED := $(RUN)/flownet2/final.ckpt
 CLASSIFIERS := $(FLOWS:%=$(RUN)/classifiers/%/final.ckpt)
 
+# An algorithm's YAML: the preset's own network, or a shared one. Relative to the preset's folder, as all names in its YAMLs.
+flow_yaml = $(if $(wildcard $(CONFIG)/$(1).yaml),$(1).yaml,../flow/$(1).yaml)
+
 TRAINER := $(if $(DEVICES),--trainer.devices=$(DEVICES)) $(if $(NODES),--trainer.num_nodes=$(NODES))
 LIGHTNING := $(VENV)/bin/python -m lightning_modules
 
@@ -36,6 +39,9 @@ LIGHTNING := $(VENV)/bin/python -m lightning_modules
 export RUN
 export UCF101
 export FLOWNET2
+
+# Threads that wait for each other asleep: spinning ones take the cores from the processes that load the data.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -62,7 +68,7 @@ $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(RUN)/flownet2.args | $(INSTALLED)
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
 $(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
-	FLOW=$* $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
+	FLOW=$* FLOW_YAML=$(call flow_yaml,$*) $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
 	@touch $@
 
 attack-sweep: $(RESULTS) ## attack the whole system at every epsilon, white-box and by transfer

@@ -1,4 +1,4 @@
-"""What every attack has in common: its arguments, its result, eq. 3 and who judges success (paper, sections 3.2, 3.3 and 5.3).
+"""What every attack has in common: its arguments, eq. 3 and who judges success (paper, sections 3.2, 3.3 and 5.3).
 
 An attack is a function of tensors, written as a callable object that holds its options.
 """
@@ -6,40 +6,14 @@ An attack is a function of tensors, written as a callable object that holds its 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from attacks.attack_result import AttackResult
 from attacks.clean_pass import CleanPass, check_stacks, clean_pass, usable
 from attacks.victim import BatchedVictim, Victim, under_attack
-
-
-class AttackResult(NamedTuple):
-    """B stacks under E values of ε. The judge is the system that success is checked on: `stop_on`, else the victim."""
-
-    adversarial: Tensor
-    """(E, B, T, 3, H, W) in [0, 1]"""
-    logits: Tensor
-    """(E, B, C), of the judge on `adversarial`"""
-    attacked: Tensor
-    """(B,) bool: the judge is right on the clean stack"""
-    success: Tensor
-    """(E, B) bool: attacked, and the judge is wrong on `adversarial`"""
-    frames_perturbed: Tensor
-    """(E, B) int64"""
-    frame_order: Tensor
-    """(E, B, T) int64: the perturbed frames in the order of perturbation, then -1"""
-
-    @property
-    def predictions(self) -> Tensor:
-        """(E, B) int64"""
-        return self.logits.argmax(-1)
-
-    @property
-    def confidence(self) -> Tensor:
-        """(E, B), softmax probability of the predicted class"""
-        return self.logits.softmax(-1).amax(-1)
 
 
 @dataclass
@@ -63,10 +37,10 @@ class WorkingSet:
 
 
 def perturb(frames: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
-    """Eq. 3: one step of size `epsilon` (n,) from the original frames (n, ...) along `direction` in {-1, 0, 1}, clipped to [0, 1].
+    """Eq. 3: the original frames (n, ...) moved by `epsilon` (n,) along `direction` in {-1, 0, 1}, clipped to [0, 1].
 
-    Every frame is moved once, from its original, so this is also the projection on the ball: the distance is at most ε up to the
-    rounding of one sum below 1, half a unit in the last place (6e-8 in float32), and 0 where ε is 0.
+    A frame is moved once and from its original, so no projection on the ball is left to do: the distance is at most ε
+    up to the rounding of one sum, half a unit in the last place of 1 (6e-8 in float32), and 0 where ε is 0.
     """
     return (frames + epsilon.view(-1, *[1] * (frames.ndim - 1)) * direction).clamp(0, 1)
 
@@ -75,19 +49,24 @@ class Attack(ABC):
     """Base of the attacks.
 
     Args:
-        batch_size: most stacks in one forward or backward pass; flow is estimated for at most as many pairs as they hold.
+        batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
     """
 
-    name: ClassVar[str]
+    name: str
     """As in the records and the report."""
     dense: ClassVar[bool]
-    """All frames of all stacks are perturbed, whether the judge is right on them or not; decides the video level (section 5.2)."""
+    """All frames of all stacks are perturbed, right or wrong when clean; decides the video level (section 5.2)."""
     needs_gradient: ClassVar[bool] = True
 
     def __init__(self, batch_size: int = 8) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
         self.batch_size = batch_size
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """What decides the result: two attacks with the same settings give the same."""
+        return {"attack": self.name}
 
     def __call__(
         self,
@@ -101,16 +80,17 @@ class Attack(ABC):
     ) -> AttackResult:
         """Attack frames (B, T, 3, H, W) in [0, 1] with labels (B,) under every ε of `epsilons`, on the [0, 1] scale.
 
-        Works under `no_grad` and in inference mode. The gradient is the victim's; with `stop_on` the success is that system's
-        (section 5.3), which need not be differentiable. A batch gives what its stacks give one by one, up to the rounding of the victim
-        itself, whose kernels may depend on the batch. At ε = 0 the input is returned.
+        Works under `no_grad` and in inference mode. The gradient is the victim's; with `stop_on` the success is that
+        system's (section 5.3), which need not be differentiable. A batch gives what its stacks give one by one, up to
+        the rounding of the systems themselves, whose kernels may depend on the batch. At ε = 0 the input is returned.
 
         Args:
             clean: the victim's clean pass on these frames; computed when None.
             stop_on_clean: the clean pass of `stop_on`, with or without gradient; computed when None.
 
         Raises:
-            ValueError: ε outside [0, 1], bad frames or labels, a clean pass of other frames, a victim that is not differentiable.
+            ValueError: ε outside [0, 1], bad frames or labels, a clean pass of other frames or of another victim, a
+                victim that is not differentiable.
             FloatingPointError: NaN logits, or a gradient that is not finite.
             RuntimeError: the victim holds tensors that were made in inference mode.
         """
@@ -118,7 +98,7 @@ class Attack(ABC):
         check_stacks(frames, labels)
         judge = victim if stop_on is None else stop_on
         with under_attack(victim, judge):
-            frames, labels = usable(frames), usable(labels).to(frames.device)
+            frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
             batched_victim = BatchedVictim(victim, self.batch_size)
             batched_judge = batched_victim if judge is victim else BatchedVictim(judge, self.batch_size)
             if clean is None and (self.needs_gradient or judge is victim):
@@ -165,11 +145,12 @@ class Attack(ABC):
         clean: CleanPass,
         judged: CleanPass,
     ) -> None:
-        """Fill in adversarial frames, logits and frame order of the rows with ε > 0. `judged` is the judge's clean pass."""
+        """Fill in frames, logits and frame order of the rows with ε > 0. `judged` is the judge's clean pass."""
 
     def perturb_all_frames(self, work: WorkingSet, frames: Tensor, direction: Tensor, judge: BatchedVictim) -> None:
         """Move every frame of every row with ε > 0 along the `direction` (B, T, 3, H, W) of its stack."""
-        for rows in (work.epsilon > 0).nonzero().flatten().split(self.batch_size):
+        moving = (work.epsilon > 0).nonzero().flatten()
+        for rows in moving.split(self.batch_size) if len(moving) else ():
             stack = work.stack[rows]
             adversarial = perturb(frames[stack], direction[stack], work.epsilon[rows])
             work.adversarial[rows] = adversarial
@@ -179,11 +160,13 @@ class Attack(ABC):
 
 def check_epsilons(epsilons: Sequence[float]) -> None:
     """Raise ValueError that names an ε outside [0, 1]."""
-    if isinstance(epsilons, (int, float)) or not len(epsilons):
+    if isinstance(epsilons, (int, float)) or len(epsilons) == 0:
         raise ValueError(f"epsilons is {epsilons!r}: a sequence with at least one ε is needed, such as (0.005, 0.01)")
     for epsilon in epsilons:
         if not 0 <= epsilon <= 1:
-            raise ValueError(f"ε = {epsilon} is outside [0, 1]: ε is on the scale of frames in [0, 1]; one 8-bit grey level is 1/255")
+            raise ValueError(
+                f"ε = {epsilon} is outside [0, 1]: ε is on the scale of frames in [0, 1]; one 8-bit grey level is 1/255"
+            )
 
 
 def _check_clean(clean: CleanPass, frames: Tensor, victim: BatchedVictim, *, gradient: bool) -> None:
@@ -195,8 +178,8 @@ def _check_clean(clean: CleanPass, frames: Tensor, victim: BatchedVictim, *, gra
     for part, shape in wanted.items():
         if seen[part] != shape:
             raise ValueError(
-                f"the {part} of the clean pass of {victim.name} has shape {_shape(seen[part])}, {_shape(shape)} is needed: "
-                "make it with clean_pass(victim, frames, labels) of this victim and these frames"
+                f"the {part} of the clean pass of {victim.name} has shape {_shape(seen[part])}, {_shape(shape)} is "
+                "needed: make it with clean_pass(victim, frames, labels) of this victim and these frames"
             )
 
 

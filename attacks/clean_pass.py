@@ -38,22 +38,25 @@ def clean_pass(
     check_stacks(frames, labels)
     batched = BatchedVictim(victim, batch_size)
     with under_attack(victim):
-        frames, labels = usable(frames), usable(labels).to(frames.device)
+        frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
         chunks = list(zip(frames.split(batch_size), labels.split(batch_size), strict=True))
         if gradient:
             flows, logits, gradients = zip(*(batched.loss_gradient(*chunk) for chunk in chunks), strict=True)
             whole_gradient = torch.cat(gradients)
-            check_gradient(whole_gradient, torch.arange(len(frames)), batched.name)
+            saliency = frame_saliency(whole_gradient)
+            check_saliency(saliency, torch.arange(len(frames)), batched.name)
         else:
             flows, logits = zip(*(batched.forward(chunk) for chunk, _ in chunks), strict=True)
         whole_logits = torch.cat(logits)
         if int(labels.max()) >= whole_logits.shape[1]:
-            raise ValueError(f"label {int(labels.max())} is out of range: {batched.name} has {whole_logits.shape[1]} classes")
+            raise ValueError(
+                f"label {int(labels.max())} is out of range: {batched.name} has {whole_logits.shape[1]} classes"
+            )
         return CleanPass(
             flow=torch.cat(flows) if batched.pairwise else None,
             logits=whole_logits,
             gradient=whole_gradient if gradient else None,
-            saliency=frame_saliency(whole_gradient) if gradient else None,
+            saliency=saliency if gradient else None,
         )
 
 
@@ -63,17 +66,20 @@ def frame_saliency(gradient: Tensor) -> Tensor:
 
 
 def usable(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy that autograd can save where it was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
+    """The values without their history, copied where autograd could not save them: a tensor made in inference mode."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
-def check_gradient(gradient: Tensor, items: Tensor, victim: str) -> None:
-    """Raise FloatingPointError that names the `items` (n,) whose gradient (n, ...) is not finite: its sign means nothing."""
-    bad = ~gradient.flatten(1).isfinite().all(1)
+def check_saliency(saliency: Tensor, items: Tensor, victim: str) -> None:
+    """Raise FloatingPointError that names the `items` (n,) with a gradient that is not finite, so has no sign.
+
+    The mean magnitude (n, T) tells as much as every value of the gradient does.
+    """
+    bad = ~saliency.isfinite().all(1)
     if bad.any():
         raise FloatingPointError(
-            f"the gradient of {victim} is NaN or infinite for stacks {items[bad.to(items.device)].tolist()} of the batch: "
-            "look for a square root or a division at zero in it, or attack in float32"
+            f"the gradient of {victim} is NaN or infinite for stacks {items[bad.to(items.device)].tolist()} of the "
+            "batch: look for a square root or a division at zero in it, or attack in float32"
         )
 
 
@@ -88,7 +94,8 @@ def check_stacks(frames: Tensor, labels: Tensor) -> None:
         raise ValueError(f"frames lie in [{low:g}, {high:g}]: RGB in [0, 1] is needed")
     if labels.shape != frames.shape[:1] or labels.is_floating_point() or labels.dtype is torch.bool:
         raise ValueError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: {len(frames)} class indices are needed, one per stack"
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}: one class index for each of {len(frames)} "
+            "stacks is needed"
         )
     if labels.min() < 0:
         raise ValueError(f"label {int(labels.min())} is out of range: class indices start at 0")

@@ -1,32 +1,30 @@
-"""The iterative-saliency attack and its RG variant (paper, section 3.4): one frame at a time, the most salient first."""
+"""The iterative-saliency attack and its RG variant (paper, section 3.4): frame by frame, most salient first."""
 
 import torch
 from torch import Tensor
 
 from attacks.attack import Attack, WorkingSet, perturb
-from attacks.clean_pass import CleanPass, check_gradient, frame_saliency
+from attacks.clean_pass import CleanPass, check_saliency, frame_saliency
 from attacks.victim import BatchedVictim
 
 
 class IterativeSaliency(Attack):
-    """Eq. 3 on one frame after another by decreasing saliency (eq. 4), until the judge is wrong or every frame was used once.
+    """Eq. 3 on one frame after another by decreasing saliency (eq. 4), until the judge is wrong or all frames are used.
 
-    Stacks that the judge gets wrong when clean are left alone. A stack whose frames are all used and which is still classified right
-    has withstood the attack and stays fully perturbed.
+    Stacks that the judge gets wrong when clean are left alone. A stack whose frames are all used and which is still
+    classified right has withstood the attack and stays fully perturbed.
 
     Args:
         refresh: iterative-saliency-RG: take gradient and saliency anew after every unsuccessful step.
-        batch_size: most stacks in one forward or backward pass; flow is estimated for at most as many pairs as they hold.
+        batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
     """
 
-    name = "iterative-saliency"
     dense = False
 
     def __init__(self, refresh: bool = False, batch_size: int = 8) -> None:
         super().__init__(batch_size)
         self.refresh = refresh
-        if refresh:
-            self.name = "iterative-saliency-RG"  # type: ignore[misc]
+        self.name = "iterative-saliency-RG" if refresh else "iterative-saliency"
 
     def craft(
         self,
@@ -42,15 +40,16 @@ class IterativeSaliency(Attack):
         judge_flow = _repeat(judged.flow, count)
         victim_flow = judge_flow if victim is judge else _repeat(clean.flow, count) if self.refresh else None
         used = torch.zeros_like(work.frame_order, dtype=torch.bool)
-        # Pairs that changed since the victim's flow was estimated; where victim and judge are one, the check has just done that.
-        stale = torch.zeros_like(used[:, 1:])
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
+        changed = torch.zeros_like(used[active, 1:])
 
         for step in range(frames.shape[1]):
             if not len(active):
                 return
             if self.refresh and step > 0:
-                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, stale)
+                # A victim that is the judge has seen the last frame in the check.
+                unseen = torch.zeros_like(changed) if victim is judge else changed
+                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, unseen)
             else:
                 stack = work.stack[active]
                 frame = _most_salient(clean.saliency[stack], used[active])
@@ -60,12 +59,11 @@ class IterativeSaliency(Attack):
             )
             work.frame_order[active, step] = frame
             used[active, frame] = True
-            changed = _pairs_of(frame, stale.shape[1])
-            if victim is not judge:
-                stale[active] |= changed
+            changed = _pairs_of(frame, frames.shape[1] - 1)
             judge.update_flow(work.adversarial, judge_flow, active, changed)
             work.logits[active] = judge.logits(work.adversarial, judge_flow, active)
-            active = active[work.logits[active].argmax(1) == work.labels[active]]
+            right = work.logits[active].argmax(1) == work.labels[active]
+            active, changed = active[right], changed[right]
 
     def _refreshed_choice(
         self,
@@ -74,24 +72,25 @@ class IterativeSaliency(Attack):
         flow: Tensor | None,
         active: Tensor,
         used: Tensor,
-        stale: Tensor,
+        unseen: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The next frame (n,) of each active row, and the sign of its gradient (n, 3, H, W), both at the current frames."""
-        # Only frames that are not used yet are candidates, so a pair of two used frames needs no gradient.
-        live = ~(used[:, :-1] & used[:, 1:])
-        victim.update_flow(work.adversarial, flow, active, (stale & ~live)[active])
+        """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames.
+
+        `unseen` (n, T-1) are the pairs that changed in the last step and of which the victim's flow does not know.
+        """
+        # Only unused frames are candidates: a pair of two used frames needs no gradient, an estimate if it changed.
+        live = ~(used[active, :-1] & used[active, 1:])
+        victim.update_flow(work.adversarial, flow, active, unseen & ~live)
         choices, directions = [], []
-        for rows in active.split(self.batch_size):
-            estimated, _, gradient = victim.loss_gradient(
-                work.adversarial[rows], work.labels[rows], None if flow is None else flow[rows], live[rows]
+        for rows, live_pairs in zip(active.split(self.batch_size), live.split(self.batch_size), strict=True):
+            _, _, gradient = victim.loss_gradient(
+                work.adversarial[rows], work.labels[rows], None if flow is None else flow[rows], live_pairs
             )
-            check_gradient(gradient, work.stack[rows], victim.name)
-            if flow is not None and victim_is_stale(stale, rows):
-                flow[rows] = estimated
-            frame = _most_salient(frame_saliency(gradient), used[rows])
+            saliency = frame_saliency(gradient)
+            check_saliency(saliency, work.stack[rows], victim.name)
+            frame = _most_salient(saliency, used[rows])
             choices.append(frame)
             directions.append(gradient[torch.arange(len(rows), device=rows.device), frame].sign())
-        stale[active] = False
         return torch.cat(choices), torch.cat(directions)
 
 

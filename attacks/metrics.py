@@ -1,7 +1,7 @@
 """What the paper reports, from records alone: accuracy, success rate, sparsity (section 5.1). Pure functions, one pass.
 
-Micro averages: every stack (or video) weighs the same. Only examples that the clean system judged right are attacked, the
-others count as wrong at every ε; an unattacked example that a perturbation happens to correct is counted in `recovered` alone.
+Micro averages: every stack (or video) weighs the same. Only examples that were judged right when clean are attacked.
+The others count as wrong at every ε; one that a perturbation happens to correct is counted in `recovered` alone.
 """
 
 from collections import Counter
@@ -67,7 +67,7 @@ class Tally:
 
     @property
     def accuracy_8bit(self) -> float | None:
-        """Accuracy of all examples once the adversarial frames are rounded to 8 bits; None where that was not judged."""
+        """Accuracy of all examples, the adversarial frames rounded to 8 bits; None where that was not judged."""
         return self.standing_8bit / self.judged_8bit if self.judged_8bit else None
 
     @property
@@ -91,7 +91,7 @@ def tally(records: Iterable[Record]) -> dict[Cell, Tally]:
 
 
 def curve(tallies: Mapping[Cell, Tally], *, level: str, attack: str, target: str) -> dict[float, Tally]:
-    """ε -> tally in order of ε, from the clean system at ε = 0 on; empty when this attack was not made on this target."""
+    """ε -> tally in order of ε, the clean system at ε = 0; empty when this attack was not made on this target."""
     points = {c.epsilon: t for c, t in tallies.items() if c[:3] == (level, attack, target)}
     clean = tallies.get(Cell(level, CLEAN, target, 0.0))
     if points and clean is not None:

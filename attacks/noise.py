@@ -1,4 +1,4 @@
-"""The control that is not in the paper: noise of the same ε with random signs, so that what the gradient adds can be seen."""
+"""The control, not in the paper: noise of the same ε with random signs, to see what the gradient adds."""
 
 import zlib
 
@@ -27,6 +27,10 @@ class Noise(Attack):
     def __init__(self, seed: int = 0, batch_size: int = 8) -> None:
         super().__init__(batch_size)
         self.seed = seed
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        return {**super().settings, "seed": self.seed}
 
     def craft(
         self,

@@ -3,7 +3,6 @@
 Everything is read with `weights_only=True` and loaded strictly.
 """
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ def load_weights(
     Args:
         module: the network; its weights stay as they are when anything raises.
         path: a Lightning checkpoint, `{"state_dict": ...}` as NVIDIA's, or a bare state dict.
-        prefix: where the module sits in a Lightning module, "classifier." or "estimator.network."; keys under it, or under
-            the rest of it after a dot ("network."), are taken and lose it; a file without such keys is taken whole.
+        prefix: where the module sits in a Lightning module, "classifier." or "estimator.network."; keys under it, or
+            under the rest of it after a dot ("network."), are taken and lose it; a file without such is taken whole.
         identify: says in words which network of the module's family a state dict belongs to, for the error.
 
     Raises:
@@ -70,7 +69,9 @@ def read_state(path: Path) -> State:
         raise FileNotFoundError(f"no checkpoint at {path}" + (" (a folder)" if path.is_dir() else ""))
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a torn pickle raises whatever its reader stumbles on
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({reason}): is it cut off or another file?"
@@ -82,7 +83,7 @@ def read_state(path: Path) -> State:
 
 
 def _under(state: State, prefix: str) -> State:
-    """The entries under `prefix`, or under what follows each of its dots, without it; all of them where there are none."""
+    """The entries under `prefix`, or under what follows one of its dots, without it; all where there are none."""
     while prefix:
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if inside:

@@ -1,0 +1,109 @@
+"""The few stacks whose frames a sweep keeps, for Fig. 3 and Fig. 7: which clips, what of them, and their files."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.attack_result import AttackResult
+
+EPSILON = 0.025
+"""The ε of Fig. 3; of a sweep without it, the nearest."""
+
+
+class Example(NamedTuple):
+    """One stack and what the white-box attacks made of it, rounded to 8 bits as a screen shows it."""
+
+    clip: str
+    stack: int
+    frames: np.ndarray
+    """(T, H, W, 3) uint8 RGB, clean"""
+    epsilon: float
+    """of `adversarial`"""
+    adversarial: dict[str, np.ndarray]
+    """attack -> (T, H, W, 3)"""
+    epsilons: list[float]
+    """of `frame_at`"""
+    frame: dict[str, int]
+    """attack -> the first frame that it perturbs"""
+    frame_at: dict[str, np.ndarray]
+    """attack -> that frame under every ε (E, H, W, 3)"""
+
+
+def example_clips(labels: Sequence[int], count: int) -> list[int]:
+    """`count` places in `labels` spread over the classes: the first of evenly spaced classes, then the second ones."""
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels):
+        by_class[label].append(index)
+    chosen: list[int] = []
+    for turn in range(max(map(len, by_class.values()), default=0)):
+        layer = [by_class[label][turn] for label in sorted(by_class) if len(by_class[label]) > turn]
+        wanted = min(count - len(chosen), len(layer))
+        chosen += [layer[i * len(layer) // wanted] for i in range(wanted)]
+    return chosen
+
+
+def make_example(
+    clip: str, stack: int, item: int, frames: Tensor, results: Mapping[str, AttackResult], epsilons: Sequence[float]
+) -> Example:
+    """The example of stack `stack`, which is `item` of these frames (B, T, 3, H, W) and of the results on them."""
+    shown = min(range(len(epsilons)), key=lambda e: (abs(epsilons[e] - EPSILON), e))
+    # Where an attack left the stack alone, the middle frame stands for it.
+    orders = {name: result.frame_order[-1, item] for name, result in results.items()}
+    frame = {name: int(order[0]) if order[0] >= 0 else frames.shape[1] // 2 for name, order in orders.items()}
+    return Example(
+        clip=clip,
+        stack=stack,
+        frames=_eight_bit(frames[item]),
+        epsilon=epsilons[shown],
+        adversarial={name: _eight_bit(result.adversarial[shown, item]) for name, result in results.items()},
+        epsilons=list(epsilons),
+        frame=frame,
+        frame_at={name: _eight_bit(result.adversarial[:, item, frame[name]]) for name, result in results.items()},
+    )
+
+
+def save_example(folder: Path, example: Example) -> Path:
+    """Write <clip>.npz into `folder`; a half-written file never bears that name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{example.clip.replace('/', '--')}.npz"
+    scratch = path.with_suffix(".tmp")
+    arrays: dict[str, np.ndarray] = {"clip": np.array(example.clip), "stack": np.array(example.stack)}
+    arrays |= {"frames": example.frames, "epsilon": np.array(example.epsilon), "epsilons": np.array(example.epsilons)}
+    for name in example.adversarial:
+        arrays[f"adversarial/{name}"] = example.adversarial[name]
+        arrays[f"frame/{name}"] = np.array(example.frame[name])
+        arrays[f"frame_at/{name}"] = example.frame_at[name]
+    with scratch.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    scratch.replace(path)
+    return path
+
+
+def load_examples(folder: Path) -> list[Example]:
+    """The examples of a sweep by clip name; none where it kept none."""
+    return [_load(path) for path in sorted(folder.glob("*.npz"))]
+
+
+def _load(path: Path) -> Example:
+    with np.load(path) as arrays:
+        names = [key.removeprefix("adversarial/") for key in arrays.files if key.startswith("adversarial/")]
+        return Example(
+            clip=str(arrays["clip"]),
+            stack=int(arrays["stack"]),
+            frames=arrays["frames"],
+            epsilon=float(arrays["epsilon"]),
+            adversarial={name: arrays[f"adversarial/{name}"] for name in names},
+            epsilons=arrays["epsilons"].tolist(),
+            frame={name: int(arrays[f"frame/{name}"]) for name in names},
+            frame_at={name: arrays[f"frame_at/{name}"] for name in names},
+        )
+
+
+def _eight_bit(frames: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [0, 1] to uint8 (..., H, W, 3)."""
+    return frames.mul(255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()

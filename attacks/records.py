@@ -1,0 +1,144 @@
+"""One row per (level, clip, stack, attack, target system, ε): what the sweep leaves and all that the report reads.
+
+A clip is the unit of durability. Its rows reach the disk in one write that ends with a closing line, so what a killed
+process left half-written is recognised and dropped: any number of processes and runs end with the same records.jsonl.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+CLEAN = "clean"
+"""The name that rows without an attack (ε = 0) carry in `attack`."""
+
+_CLOSING = b'{"clip_complete": '
+
+
+class Record(NamedTuple):
+    level: str
+    """stack, or video (section 5.2)"""
+    clip: str
+    group: str
+    """the source video that the clip was cut from: clips of one group are not independent"""
+    stack: int | None
+    """index of the stack in its clip; None at video level"""
+    label: int
+    system: str
+    """the white box, whose gradient the attack used"""
+    target: str
+    """the system that was judged, and that iterative attacks stopped on"""
+    attack: str
+    epsilon: float
+    clean_prediction: int
+    clean_confidence: float
+    prediction: int
+    confidence: float
+    """softmax probability of `prediction`"""
+    attacked: bool
+    """the target judged the clean frames right"""
+    success: bool
+    """attacked and now misclassified"""
+    correct: bool
+    """prediction == label, attacked or not"""
+    correct_8bit: bool | None
+    """the same after rounding the adversarial frames to 8 bits; None at video level"""
+    frames_perturbed: int
+    frame_order: list[int] | None
+    """frames in the order of their perturbation; None at video level"""
+    stacks_perturbed: int | None
+    """video level only"""
+
+
+class RecordStore:
+    """The records of one sweep in `folder`, written by the process of this `rank`.
+
+    Reading takes every process's file, so the number of processes may differ from run to run.
+    """
+
+    def __init__(self, folder: Path, *, rank: int = 0) -> None:
+        self.folder = folder
+        self._path = folder / f"records-rank{rank}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():  # a killed run may have left half a clip: the next one must start on a fresh line
+            os.truncate(self._path, max((clip.end for clip in _complete_clips(self._path)), default=0))
+        self.done: set[str] = set(self._clips())
+
+    def append(self, clip: str, records: Sequence[Record], seconds: Mapping[str, float] | None = None) -> None:
+        """Make all rows of one clip durable, or none of them, and with them the wall seconds that they took."""
+        lines = [json.dumps(record._asdict()) for record in records]
+        lines.append(json.dumps({"clip_complete": clip, "rows": len(records), "seconds": dict(seconds or {})}))
+        with self._path.open("ab") as file:
+            file.write(("\n".join(lines) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.done.add(clip)
+
+    def merge(self) -> Path:
+        """Write records.jsonl: every complete clip once, sorted by name. One clip at a time is in memory."""
+        clips = self._clips()
+        merged = self.folder / "records.jsonl"
+        scratch = merged.with_suffix(".tmp")
+        with scratch.open("wb") as out:
+            for name in sorted(clips):
+                with clips[name].path.open("rb") as file:
+                    file.seek(clips[name].start)
+                    out.write(file.read(clips[name].rows_end - clips[name].start))
+            out.flush()
+            os.fsync(out.fileno())
+        scratch.replace(merged)
+        return merged
+
+    def seconds(self) -> dict[str, float]:
+        """The wall seconds of all complete clips, summed over clips and processes."""
+        total: Counter[str] = Counter()
+        for clip in self._clips().values():
+            total.update(clip.seconds)
+        return {what: round(value, 3) for what, value in sorted(total.items())}
+
+    def _clips(self) -> dict[str, "_StoredClip"]:
+        """Each complete clip once: a DistributedSampler may hand one to two processes."""
+        parts = sorted(self.folder.glob("records-rank*.jsonl"))
+        return {clip.name: clip for path in reversed(parts) for clip in _complete_clips(path)}
+
+
+class _StoredClip(NamedTuple):
+    name: str
+    path: Path
+    start: int
+    rows_end: int
+    end: int
+    """after the closing line"""
+    seconds: dict[str, float]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The rows of a merged records.jsonl, one at a time."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; a sweep writes it when its test run ends")
+    with path.open() as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield Record(**json.loads(line))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: not a record ({error})") from error
+
+
+def _complete_clips(path: Path) -> Iterator[_StoredClip]:
+    """The clips whose closing line is there."""
+    start = position = rows = 0
+    with path.open("rb") as file:
+        for line in file:
+            position += len(line)
+            if not line.endswith(b"\n"):
+                return
+            if not line.startswith(_CLOSING):
+                rows += 1
+                continue
+            closing = json.loads(line)
+            if closing["rows"] == rows:
+                rows_end = position - len(line)
+                yield _StoredClip(closing["clip_complete"], path, start, rows_end, position, closing["seconds"])
+            start, rows = position, 0

@@ -1,0 +1,87 @@
+"""settings.json: what decides the records of a sweep. It guards their folder: two sweeps are never mixed in one."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attacks.attack import Attack
+from attacks.victim import Victim
+
+UNDECIDING = {"batch_size", "name"}
+"""Options of an attack that do not change what it does."""
+
+
+def victim_settings(victim: Victim) -> dict[str, Any]:
+    """Class, hash of the weights, and whatever the system itself tells in `settings`."""
+    described: dict[str, Any] = {"class": _class_path(victim)}
+    if isinstance(victim, nn.Module):
+        described["weights_sha256"] = weights_sha256(victim)
+    return described | {"settings": getattr(victim, "settings", {})}
+
+
+def attack_settings(attack: Attack) -> dict[str, Any]:
+    """Class and options."""
+    options = {key: value for key, value in vars(attack).items() if key not in UNDECIDING}
+    return {"class": _class_path(attack), "dense": attack.dense, **options}
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Over names, types, shapes and bytes of the state dict, wherever it lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings.json unless the folder has one. Call it in one process, before `check_settings` in all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    if not path.exists():
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        scratch.replace(path)
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder whose records were made with other settings.
+
+    Raises:
+        FileNotFoundError: this process does not see what the first one wrote.
+        ValueError: names each difference.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; all processes of a sweep need one folder that all of them see")
+    there, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(settings)))
+    differences = [
+        f"{key} is {_quoted(there, key)} there and {_quoted(here, key)} now"
+        for key in dict.fromkeys([*there, *here])
+        if _quoted(there, key) != _quoted(here, key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} holds the records of a sweep with other settings: {'; '.join(differences)}. "
+            "Give this sweep another output folder, or remove that one"
+        )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for name, item in value.items() for k, v in _flat(item, f"{key}.{name}" if key else name).items()}
+    return {key: value}
+
+
+def _quoted(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key], ensure_ascii=False) if key in settings else "absent"
+
+
+def _class_path(thing: object) -> str:
+    kind = type(thing)
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,119 @@
+"""The records of one video, at both levels, from what an attack did to its stacks (paper, sections 5.1 and 5.2)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attacks.attack_result import AttackResult
+from attacks.records import Record
+from attacks.video_level import VideoOutcome, attack_all_stacks, attack_stack_after_stack, video_prediction
+
+
+class StackOutcomes(NamedTuple):
+    """S stacks under E values of ε, as the target judges them; on the CPU."""
+
+    probabilities: Tensor
+    """(E, S, C)"""
+    prediction: Tensor
+    """(E, S)"""
+    attacked: Tensor
+    """(S,) bool: right when clean"""
+    correct_8bit: Tensor
+    """(E, S) bool: right on the adversarial frames rounded to 8 bits"""
+    frames_perturbed: Tensor
+    """(E, S)"""
+    frame_order: Tensor
+    """(E, S, T), -1 padded"""
+
+
+def stack_outcomes(result: AttackResult, correct_8bit: Tensor) -> StackOutcomes:
+    """What is kept of a result once its frames are dropped."""
+    return StackOutcomes(
+        probabilities=result.logits.float().softmax(-1).cpu(),
+        prediction=result.predictions.cpu(),
+        attacked=result.attacked.cpu(),
+        correct_8bit=correct_8bit.cpu(),
+        frames_perturbed=result.frames_perturbed.cpu(),
+        frame_order=result.frame_order.cpu(),
+    )
+
+
+def join(parts: Sequence[StackOutcomes]) -> StackOutcomes:
+    """The stacks of several calls as one."""
+    return StackOutcomes(
+        probabilities=torch.cat([part.probabilities for part in parts], 1),
+        prediction=torch.cat([part.prediction for part in parts], 1),
+        attacked=torch.cat([part.attacked for part in parts]),
+        correct_8bit=torch.cat([part.correct_8bit for part in parts], 1),
+        frames_perturbed=torch.cat([part.frames_perturbed for part in parts], 1),
+        frame_order=torch.cat([part.frame_order for part in parts], 1),
+    )
+
+
+def records_of(
+    clean: StackOutcomes, outcomes: StackOutcomes, epsilons: Sequence[float], *, dense: bool, label: int, **common: Any
+) -> Iterator[Record]:
+    """The rows of one attack on one target: for each ε all stacks in order, then the video.
+
+    Args:
+        clean: the same stacks without an attack (E = 1).
+        dense: the attack perturbs every stack whatever the judge says; the others stop when the video is lost.
+        common: the fields that are the same in all these rows: clip, group, system, target, attack.
+    """
+    common = {**common, "label": label}
+    clean_probabilities = clean.probabilities[0]
+    clean_confidence = clean_probabilities.amax(1)
+    video_clean_prediction, video_clean_confidence = video_prediction(clean_probabilities)
+    for e, epsilon in enumerate(epsilons):
+        for stack in range(len(outcomes.attacked)):
+            correct = int(outcomes.prediction[e, stack]) == label
+            attacked = bool(outcomes.attacked[stack])
+            yield Record(
+                **common,
+                level="stack",
+                stack=stack,
+                epsilon=epsilon,
+                clean_prediction=int(clean.prediction[0, stack]),
+                clean_confidence=_rounded(float(clean_confidence[stack])),
+                prediction=int(outcomes.prediction[e, stack]),
+                confidence=_rounded(float(outcomes.probabilities[e, stack].max())),
+                attacked=attacked,
+                success=attacked and not correct,
+                correct=correct,
+                correct_8bit=bool(outcomes.correct_8bit[e, stack]),
+                frames_perturbed=int(outcomes.frames_perturbed[e, stack]),
+                frame_order=[frame for frame in outcomes.frame_order[e, stack].tolist() if frame >= 0],
+                stacks_perturbed=None,
+            )
+        video = _video(clean_probabilities, outcomes, e, dense, label)
+        yield Record(
+            **common,
+            level="video",
+            stack=None,
+            epsilon=epsilon,
+            clean_prediction=video_clean_prediction,
+            clean_confidence=_rounded(video_clean_confidence),
+            prediction=video.prediction,
+            confidence=_rounded(video.confidence),
+            attacked=video.attacked,
+            success=video.success,
+            correct=video.prediction == label,
+            correct_8bit=None,
+            frames_perturbed=video.frames_perturbed,
+            frame_order=None,
+            stacks_perturbed=video.stacks_perturbed,
+        )
+
+
+def _video(clean: Tensor, outcomes: StackOutcomes, e: int, dense: bool, label: int) -> VideoOutcome:
+    adversarial, frames_perturbed = outcomes.probabilities[e], outcomes.frames_perturbed[e]
+    if dense:
+        return attack_all_stacks(clean, adversarial, frames_perturbed, label)
+    return attack_stack_after_stack(clean, adversarial, outcomes.attacked, frames_perturbed, label)
+
+
+def _rounded(confidence: float) -> float:
+    """Six digits: what is below is rounding of the machine, and would make equal sweeps differ in bytes."""
+    return round(confidence, 6)

@@ -1,0 +1,189 @@
+"""The sweep as a Lightning callback: it attacks the module under test during `trainer.test` (paper, section 5).
+
+Each process writes its own records as it goes; the first one merges them at the end, and reports.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import WandbLogger
+from rich import get_console
+from torch import nn
+
+from attacks.attack import Attack
+from attacks.examples import example_clips, save_example
+from attacks.iterative_saliency import IterativeSaliency
+from attacks.noise import Noise
+from attacks.one_shot import OneShot
+from attacks.records import RecordStore
+from attacks.report import write_report
+from attacks.report.tables import print_tables
+from attacks.settings import attack_settings, check_settings, victim_settings, write_settings
+from attacks.sweep import Sweep
+from attacks.wandb_log import log_report
+
+EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035)
+"""Section 5.1."""
+TRANSFERRED = ("one_shot", "iterative_saliency_rg", "noise")
+"""Section 5.3, and the control."""
+
+
+class SweepCallback(pl.Callback):
+    """Attacks every test video with every attack under every ε, white box and transferred.
+
+    The module under test is the white box. Its test batches are whole videos: frames (S, T, 3, H, W) in [0, 1],
+    label () and clip (). The datamodule has `classes`, `clips("test")`, whose entry `clip` has name, label and group,
+    and, where they decide what a clip looks like, `settings`; a test dataset of some of the clips lists their indices
+    in `chosen`. Started again with the same output, a sweep goes on where it stopped, with any number of processes; all
+    of them must see that folder.
+
+    Args:
+        epsilons: sizes of the perturbation on the [0, 1] scale of the frames; the clean systems are always judged too.
+        attacks: name -> attack; one_shot, iterative_saliency, iterative_saliency_rg and noise when None. The one called
+            noise is reported as the control.
+        targets: name -> system attacked with the white box's gradient (section 5.3); it need not be differentiable.
+        transfer: names of the attacks made on the targets; when None, the above without iterative_saliency.
+        system: name of the white box in the report; the paper's is flownet2.
+        batch_size: stacks in one attack call. It bounds the memory, together with the number of ε.
+        examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
+        output: folder of records and report; the Trainer's default_root_dir when None.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilons: Sequence[float] = EPSILONS,
+        attacks: dict[str, Attack] | None = None,
+        targets: dict[str, nn.Module] | None = None,
+        transfer: list[str] | None = None,
+        system: str = "flownet2",
+        batch_size: int = 8,
+        examples: int = 4,
+        output: Path | None = None,
+    ) -> None:
+        attacks = default_attacks(batch_size) if attacks is None else attacks
+        self.targets = targets or {}
+        self.sweep = Sweep(
+            system=system,
+            targets=self.targets,
+            attacks=attacks,
+            transfer=[name for name in TRANSFERRED if name in attacks] if transfer is None else transfer,
+            epsilons=sorted({float(epsilon) for epsilon in epsilons if epsilon != 0}),
+            batch_size=batch_size,
+        )
+        self.examples = examples
+        self.output = output
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "test":
+            return
+        if trainer.test_loop.inference_mode:
+            raise ValueError(
+                "the attacks need gradients, and this Trainer tests in inference mode: "
+                "set `trainer.inference_mode: false`, or Trainer(inference_mode=False)"
+            )
+        if not hasattr(trainer, "datamodule") or not hasattr(trainer.datamodule, "clips"):
+            raise ValueError(
+                f"{type(getattr(trainer, 'datamodule', None)).__name__} cannot name the clips of the records: "
+                "test with a datamodule that has `classes` and `clips(subset)`, such as FrameStacks"
+            )
+        for target in self.targets.values():  # the module under test checks its own when the Trainer attaches it
+            if hasattr(target, "check_classes"):
+                target.check_classes(trainer.datamodule.classes)  # type: ignore[operator]
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for target in self.targets.values():
+            target.to(pl_module.device).eval().requires_grad_(False)
+        self.folder = Path(self.output or trainer.default_root_dir)
+        self.clips = trainer.datamodule.clips("test")  # type: ignore[attr-defined]
+        self.settings = self._settings(trainer, pl_module)
+        if trainer.is_global_zero:
+            write_settings(self.folder, self.settings)
+        trainer.strategy.barrier("sweep settings")
+        check_settings(self.folder, self.settings)
+        self.store = RecordStore(self.folder, rank=trainer.global_rank)
+        self.found = len(self.store.done)
+        trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
+        # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
+        chosen = list(getattr(getattr(trainer.test_dataloaders, "dataset", None), "chosen", range(len(self.clips))))
+        chosen = chosen[: int(trainer.num_test_batches[0]) * trainer.world_size]
+        kept = example_clips([self.clips[index].label for index in chosen], self.examples)
+        self.kept = {chosen[place] for place in kept}
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        index = int(batch.clip)
+        clip = self.clips[index]
+        _describe(trainer, f"Attacking videos ({self.found} found done)" if self.found else "Attacking videos")
+        if clip.name in self.store.done:
+            return
+        video = self.sweep.video(
+            pl_module,
+            batch.frames,
+            int(batch.label),
+            clip=clip.name,
+            group=clip.group,
+            keep_example=index in self.kept,
+        )
+        if video.example is not None:
+            save_example(self.folder / "examples", video.example)
+        self.store.append(clip.name, video.records, video.seconds)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.strategy.barrier("sweep end")
+        if trainer.is_global_zero:
+            self.store.merge()
+            costs = {"unit": "wall seconds, summed over processes", "seconds": self.store.seconds()}
+            (self.folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n")
+            report = write_report(self.folder)
+            print_tables(get_console(), report.tables)
+            get_console().print(f"Report: {self.folder}", soft_wrap=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    log_report(logger.experiment, report, self.settings)
+        trainer.strategy.barrier("sweep report")
+
+    def _settings(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "system": self.sweep.system,
+            "epsilons": list(self.sweep.epsilons),
+            "attacks": {name: attack_settings(attack) for name, attack in self.sweep.attacks.items()},
+            "transfer": list(self.sweep.transfer),
+            "systems": {
+                name: victim_settings(victim) for name, victim in {self.sweep.system: pl_module, **self.targets}.items()
+            },
+            "dataset": getattr(datamodule, "settings", {}),
+            "test_clips": len(self.clips),
+            "classes": list(datamodule.classes),
+        }
+
+
+def default_attacks(batch_size: int = 8) -> dict[str, Attack]:
+    """The paper's three attacks and the control."""
+    return {
+        "one_shot": OneShot(batch_size=batch_size),
+        "iterative_saliency": IterativeSaliency(batch_size=batch_size),
+        "iterative_saliency_rg": IterativeSaliency(refresh=True, batch_size=batch_size),
+        "noise": Noise(batch_size=batch_size),
+    }
+
+
+def _describe(trainer: pl.Trainer, text: str) -> None:
+    """Says on the Trainer's own bar, which counts videos and the time left, what they are there for."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, TQDMProgressBar) and not bar.is_disabled:
+        bar.test_progress_bar.set_description(text)
+    elif isinstance(bar, RichProgressBar) and bar.is_enabled and bar.progress is not None:
+        bar.progress.update(bar.test_progress_bar.id, description=text)

@@ -1,0 +1,131 @@
+"""What a training leaves beside its checkpoints: the config it ran with, its last metrics, its final weights; and what
+makes a resumed training the same as one that was not interrupted."""
+
+import json
+import os
+import random
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
+
+from lightning_modules.run_folder import RunFolder, whole_file
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes config.yaml when training or testing starts, and hands it to the loggers.
+
+    Lightning's own refuses to overwrite the file at the second run; here the command line has checked before that the
+    folder and the config belong together. A test in a training's folder leaves the training's config alone.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved or not trainer.is_global_zero or stage not in ("fit", "test"):
+            return
+        self.already_saved = True
+        dumped = self.parser.dump(self.config)
+        run = RunFolder(trainer.default_root_dir)
+        if stage == "fit" or not run.started:
+            with whole_file(run.config) as partial:
+                partial.write_text(dumped)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(dumped))
+
+
+class FinalWeights(Callback):
+    """When a training is finished: metrics.json, then final.ckpt with the trained network's weights and its classes.
+
+    final.ckpt appears last and whole, so that its presence means a finished training. With a W&B logger it is also an
+    artifact of the run.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metrics = state_dict["metrics"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["classes"] = _classes(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            values = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.metrics = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, **values}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        run = RunFolder(trainer.default_root_dir)
+        with whole_file(run.metrics) as partial:
+            partial.write_text(json.dumps(self.metrics, indent=2) + "\n")
+        network = getattr(pl_module, "trained", pl_module)
+        with whole_file(run.final) as partial:
+            torch.save({"state_dict": network.state_dict(), "classes": _classes(trainer)}, partial)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_artifact(logger, run, self.metrics)
+
+
+class EpochSeed(Callback):
+    """Seeds every training epoch by itself, from the run's seed, the epoch and the process.
+
+    A checkpoint holds no random state; with this, an epoch draws the same numbers whether or not the training was
+    interrupted before it. The seed must come before the data iterator, which draws: Lightning makes that of a run's
+    first epoch before the epoch starts, the others after. Workers that live on over epochs (`persistent_workers`) keep
+    a state of their own, which nothing restores.
+    """
+
+    def __init__(self) -> None:
+        self.next_epoch = 0
+        self.first_epoch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_epoch": self.next_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.next_epoch = state_dict["next_epoch"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first_epoch = self.next_epoch
+        _seed(self.first_epoch, trainer.global_rank)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch != self.first_epoch:
+            _seed(trainer.current_epoch, trainer.global_rank)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.next_epoch = trainer.current_epoch + 1
+
+
+def _seed(*position: int) -> None:
+    run_seed = os.environ.get("PL_GLOBAL_SEED")
+    if run_seed is not None:
+        seed = int(np.random.SeedSequence([int(run_seed), *position]).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+def _classes(trainer: Trainer) -> list[str] | None:
+    classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
+    return None if classes is None else list(classes)
+
+
+def _log_artifact(logger: WandbLogger, run: RunFolder, metrics: dict[str, Any]) -> None:
+    import wandb
+
+    path = run.path.resolve()
+    name = re.sub(r"[^\w.-]", "-", f"{path.parent.name}-{path.name}")
+    artifact = wandb.Artifact(name, type="model", metadata=metrics)
+    # Immutable: no second copy of the weights in W&B's staging folder.
+    artifact.add_file(str(run.final), policy="immutable")
+    logger.experiment.log_artifact(artifact)

@@ -1,0 +1,175 @@
+"""The command line: `python -m lightning_modules fit|validate|test|predict --config …`.
+
+LightningCLI with run folders that resume by themselves, offline W&B without a key, and errors of one message.
+"""
+
+import logging
+import netrc
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+from lightning_modules import yaml_environment
+from lightning_modules.callbacks import EpochSeed, FinalWeights, RunConfig
+from lightning_modules.run_folder import RunFolder, WholeCheckpoints
+
+OUR_PACKAGES = ("lightning_modules", "datamodules", "attacks")
+
+
+class FlowFoolCLI(LightningCLI):
+    """LightningCLI for the modules of this project and of plug-ins.
+
+    `fit` works in the run folder `trainer.default_root_dir`: it goes on from checkpoints/last.ckpt where there is one,
+    does nothing when the training is finished, and refuses a folder that was started with another config.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        yaml_environment.install()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            trainer_defaults={"callbacks": [EpochSeed(), FinalWeights(), TQDMProgressBar(refresh_rate=10)]},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"parser_mode": yaml_environment.MODE},
+            args=None if args is None else list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--allow_tf32", type=bool, default=False, help=(
+            "Let GPUs multiply float32 with 10 bits of mantissa: faster, but 1.5 %% of the gradient's signs differ."
+        ))  # fmt: skip
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                # The end of the last epoch counts: one file, written over after each epoch, is enough.
+                "checkpoint.filename": "last",
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=_checkpoints)
+        # A module without num_classes, such as FlowFinetuning, is left alone by jsonargparse.
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        _silence_lightning()
+        _set_float32(allow_tf32=self._get(self.config, "allow_tf32"))
+        if _uses_wandb(self._get(self.config, "trainer").logger):
+            set_wandb_mode()
+        if self.subcommand != "fit":
+            return
+        self._prepare_run_folder()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        plugins = self._get(self.config_init, "trainer").plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, WholeCheckpoints()], **kwargs)
+
+    def _prepare_run_folder(self) -> None:
+        folder = self.config.fit.trainer.default_root_dir
+        if self.config.fit.trainer.fast_dev_run:
+            return
+        if folder is None:
+            raise ValueError("fit needs a folder for its checkpoints: give --trainer.default_root_dir")
+        run = RunFolder(folder)
+        run.check(yaml.safe_load(self._parser("fit").dump(self.config.fit)))
+        if run.final.is_file():
+            rank_zero_info(f"{run.final} is there: this training is finished")
+            raise SystemExit(0)
+
+    def before_fit(self) -> None:
+        """Go on where an interrupted training stopped."""
+        arguments = self.config_init["fit"]
+        if arguments["ckpt_path"] is None and not self.config.fit.trainer.fast_dev_run:
+            last = RunFolder(self.trainer.default_root_dir).last_checkpoint
+            arguments["ckpt_path"] = None if last is None else str(last)
+        arguments["weights_only"] = True
+
+
+def set_wandb_mode() -> None:
+    """Without an API key, W&B stops the run: make it an offline one, unless WANDB_MODE says something else.
+
+    Looks where W&B looks (WANDB_API_KEY, the netrc file) without importing it, because it reads its environment once.
+    """
+    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    home = Path.home()
+    files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
+    if not any(_has_key(file, host) for file in files):
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; what a user can mend ends as one message, unless FLOWFOOL_TRACEBACK=1."""
+    try:
+        FlowFoolCLI(args)
+    except Exception as error:
+        told = next(filter(_says_what_to_do, _with_causes(error)), None)
+        if told is None or os.environ.get("FLOWFOOL_TRACEBACK") == "1":
+            raise
+        sys.exit(f"\nError: {told}\n(FLOWFOOL_TRACEBACK=1 shows where it came from)")
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from: jsonargparse wraps those of constructors in its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _says_what_to_do(error: BaseException) -> bool:
+    """Whether the message alone helps: a file that is missing, and what our own code refuses."""
+    if isinstance(error, OSError | MisconfigurationException):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    origin = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and origin.partition(".")[0] in OUR_PACKAGES
+
+
+def _checkpoints(default_root_dir: str | None) -> str | None:
+    return None if default_root_dir is None else str(RunFolder(default_root_dir).checkpoints)
+
+
+def _uses_wandb(logger: Any) -> bool:
+    loggers = logger if isinstance(logger, list) else [logger]
+    return any("Wandb" in str(getattr(one, "class_path", "")) for one in loggers)
+
+
+def _has_key(file: Path, host: str) -> bool:
+    try:
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _silence_lightning() -> None:
+    """Advertising, a deprecation inside Lightning, and its surprise at a run folder that is resumed."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+
+
+def _set_float32(*, allow_tf32: bool) -> None:
+    """Attacks live on the signs of gradients: true float32 unless asked otherwise (cuDNN's default is TF32)."""
+    torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = allow_tf32

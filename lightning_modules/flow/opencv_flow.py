@@ -1,0 +1,58 @@
+"""What the CPU flow algorithms of OpenCV share: 8-bit grey frames in, pairs in a thread pool, flow out."""
+
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class OpenCVFlow(nn.Module):
+    """Flow between neighbouring frames by an algorithm of OpenCV: on the CPU, without a gradient.
+
+    It sees the 8-bit grey (BT.601) of the frames rounded to 8 bits, half to even. Pairs run in as many threads as torch
+    is set to use in this process; the flow does not depend on their number.
+    """
+
+    differentiable = False
+    algorithm: str
+
+    def __init__(self, **options: float) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = options
+
+    @abstractmethod
+    def flow_of_pair(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Grey uint8 (H, W) twice -> flow float32 (H, W, 2) in pixels."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) in [0, 1] -> flow (B, T-1, 2, H, W) float32 in pixels, on the frames' device."""
+        if frames.dim() != 5 or frames.shape[1] < 2 or frames.shape[2] != 3:
+            raise ValueError(f"{type(self).__name__} needs frames (B, T >= 2, 3, H, W), not {tuple(frames.shape)}")
+        cv2.setNumThreads(1)  # the pairs are the parallel work; OpenCV's own threads under each only contend
+        grey = [[grey_frame(frame) for frame in clip] for clip in eight_bit(frames)]
+        first = [frame for clip in grey for frame in clip[:-1]]
+        second = [frame for clip in grey for frame in clip[1:]]
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
+            flow = np.stack(list(pool.map(self.flow_of_pair, first, second)))
+        pairs = torch.from_numpy(flow).permute(0, 3, 1, 2).contiguous()
+        return pairs.to(frames.device).unflatten(0, (frames.shape[0], frames.shape[1] - 1))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the flow, for manifests and records."""
+        return {"algorithm": self.algorithm, **self.options, "opencv": cv2.__version__}
+
+
+def eight_bit(frames: Tensor) -> np.ndarray:
+    """Frames (..., 3, H, W) in [0, 1] -> uint8 (..., H, W, 3), rounded half to even."""
+    rounded = (frames.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+    return rounded.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def grey_frame(frame: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3) -> grey uint8 (H, W)."""
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)

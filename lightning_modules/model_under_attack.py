@@ -1,0 +1,168 @@
+"""The model under attack (sections 3.1, 3.2): frames -> flow of each adjacent pair -> stack -> class, with gradient
+from the class to the frames where the flow estimator has one.
+
+The classifier was trained on 8-bit flow; whether the attacked system rounds its flow too is the option `eight_bit`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from datamodules.batches import VideoBatch
+from datamodules.flow_codec import FLOW_BOUND, quantise
+from datamodules.transforms import centre_crop
+from lightning_modules.checkpoints import load_weights, read_state
+from lightning_modules.classifiers.factory import ClassifierFactory
+from lightning_modules.flow.flownet2 import weights_sha256
+from lightning_modules.video_accuracy import VideoAccuracy, counted_once
+
+
+class ModelUnderAttack(LightningModule):
+    """A flow estimator and a classifier as one system, always frozen and in eval mode; needs no Trainer.
+
+    Args:
+        estimator: frames (B, T, 3, H, W) to flow; its weights come by its own `checkpoint`.
+        classifier: flow stack to logits: the network without its number of classes, or one that is ready.
+        classifier_checkpoint: its weights, a run's `final.ckpt`; the classes stored there give their number.
+        crop: side of the centre crop that the classifier sees, pixels.
+        eight_bit: round the flow to the codec's 8-bit levels, as the stored flow is; the gradient passes the rounding.
+        num_classes: needed without a checkpoint that stores its classes; the command line links the dataset's.
+
+    Raises:
+        FileNotFoundError, CheckpointError: the checkpoint is missing or of another network; names it.
+        ValueError: the number of classes is unknown, or not the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        *,
+        estimator: nn.Module,
+        classifier: ClassifierFactory | nn.Module,
+        classifier_checkpoint: Path | None = None,
+        crop: int,
+        eight_bit: bool = False,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.crop, self.eight_bit = crop, eight_bit
+        self.classifier_checkpoint = classifier_checkpoint
+        self.classes = None if classifier_checkpoint is None else _stored_classes(classifier_checkpoint)
+        self.estimator = estimator
+        if not isinstance(classifier, nn.Module):
+            classifier = classifier(num_classes=self._number_of_classes(num_classes))
+        self.classifier: nn.Module = classifier
+        if classifier_checkpoint is not None:
+            load_weights(self.classifier, classifier_checkpoint, prefix="classifier.")
+        self.stack_accuracy = MeanMetric()
+        self.video_accuracy = VideoAccuracy()
+        self.requires_grad_(False)
+        self.train(False)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the frames get a gradient."""
+        return bool(getattr(self.estimator, "differentiable", True))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the logits, JSON-able."""
+        return {
+            "estimator": self.estimator.settings,
+            "classifier": {
+                **getattr(self.classifier, "settings", {"classifier": type(self.classifier).__qualname__}),
+                "weights_sha256": weights_sha256(self.classifier),
+            },
+            "classes": self.classes,
+            "crop": self.crop,
+            "eight_bit": self.eight_bit,
+            "flow_bound": FLOW_BOUND,
+        }
+
+    def train(self, mode: bool = True) -> "ModelUnderAttack":
+        """Stays in eval mode: an attack must not move a batch norm, nor meet dropout."""
+        return super().train(False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) in [0, 1] to logits (B, C)."""
+        return self.classify(self.estimator(frames))
+
+    def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
+        """Frames (N, 3, H, W) and their successors to flow (N, 2, H, W) in pixels."""
+        return self.estimator(torch.stack((first, second), 1))[:, 0]
+
+    def classify(self, flow: Tensor) -> Tensor:
+        """Flow (B, T-1, 2, H, W) in pixels to logits (B, C): clip to ±20, 8 bits if wanted, centre crop, classifier.
+
+        Raises:
+            ValueError: the frames are smaller than the crop; names both.
+        """
+        flow = centre_crop(flow, self.crop)
+        flow = quantise(flow) if self.eight_bit else flow.clamp(-FLOW_BOUND, FLOW_BOUND)
+        return self.classifier(flow.flatten(1, 2))
+
+    def setup(self, stage: str) -> None:
+        """Check the classes against those of the attached DataModule."""
+        classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        if classes is not None:
+            self.check_classes(classes)
+
+    def check_classes(self, classes: list[str]) -> None:
+        """Whether the classifier was trained on these classes, in this order.
+
+        Raises:
+            ValueError: it was not; names the checkpoint and the difference.
+        """
+        if self.classes is not None and list(classes) != self.classes:
+            raise ValueError(
+                f"{self.classifier_checkpoint} was trained on other classes than the dataset's: "
+                f"{_difference(self.classes, list(classes))}; train a classifier on this dataset, or attack with the "
+                "dataset that it was trained on"
+            )
+
+    def test_step(self, batch: VideoBatch, batch_idx: int) -> None:
+        # Stack by stack: a long video's flow pairs would not fit a small device at once.
+        logits = torch.cat([self(stack) for stack in batch.frames.split(1)])
+        if counted_once(self.trainer.test_dataloaders, batch_idx, 1).item():
+            labels = batch.label.expand(len(logits))
+            self.stack_accuracy.update((logits.argmax(1) == labels).float())
+            self.video_accuracy.update(logits.softmax(1), labels, batch.clip.expand(len(logits)))
+        self.log_dict(
+            {"test/stack_accuracy": self.stack_accuracy, "test/video_accuracy": self.video_accuracy},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(logits),
+        )
+
+    def _number_of_classes(self, given: int | None) -> int:
+        if self.classes is None and given is None:
+            raise ValueError(
+                f"the classifier's number of classes is unknown: {self.classifier_checkpoint or 'no checkpoint'} "
+                "stores none; give `classifier_checkpoint` the final.ckpt of a training, or give `num_classes`"
+            )
+        if self.classes is not None and given not in (None, len(self.classes)):
+            raise ValueError(
+                f"{self.classifier_checkpoint} was trained on {len(self.classes)} classes ({_few(self.classes)}), but "
+                f"the dataset has {given}; train a classifier on this dataset, or use the one that it was trained on"
+            )
+        return len(self.classes) if self.classes is not None else int(given or 0)
+
+
+def _stored_classes(checkpoint: Path) -> list[str] | None:
+    """The class names that a run's checkpoint holds beside its weights; None where another tool wrote it."""
+    read_state(checkpoint)  # says in words what is wrong with the file
+    return torch.load(checkpoint, map_location="cpu", weights_only=True).get("classes")
+
+
+def _difference(stored: list[str], dataset: list[str]) -> str:
+    if len(stored) != len(dataset):
+        return f"{len(stored)} there ({_few(stored)}), {len(dataset)} here ({_few(dataset)})"
+    index = next(i for i, (a, b) in enumerate(zip(stored, dataset, strict=True)) if a != b)
+    return f"class {index} is {stored[index]!r} there and {dataset[index]!r} here"
+
+
+def _few(classes: list[str]) -> str:
+    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")

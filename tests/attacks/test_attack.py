@@ -1,0 +1,244 @@
+"""What holds for every attack."""
+
+import pytest
+import torch
+
+from attacks.attack import perturb
+from attacks.clean_pass import clean_pass
+from attacks.iterative_saliency import IterativeSaliency
+from attacks.noise import Noise
+from attacks.one_shot import OneShot
+
+EPSILONS = (0.003, 0.012, 0.035)
+ATTACKS = [OneShot(), IterativeSaliency(), IterativeSaliency(refresh=True), Noise()]
+
+every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+
+
+def _assert_same(result, expected, rtol=1e-9):
+    for field, value in result._asdict().items():
+        if field == "logits":
+            torch.testing.assert_close(value, expected.logits, rtol=rtol, atol=rtol)
+        else:
+            assert torch.equal(value, getattr(expected, field)), field
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transfer", [False, True])
+def test_stays_in_the_ball_and_in_the_range(attack, dtype, transfer, system, stacks):
+    victim = system(0, dtype=dtype)
+    judge = system(0, "black box", dtype=dtype) if transfer else None
+    frames, labels = stacks(judge or victim, 0)
+    result = attack(victim, frames, labels, (*EPSILONS, 1.0), stop_on=judge)
+    assert result.adversarial.dtype is dtype
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+    for epsilon, adversarial in zip((*EPSILONS, 1.0), result.adversarial, strict=True):
+        distance = (adversarial.double() - frames.double()).abs().max()
+        assert 0 < distance <= epsilon + torch.finfo(dtype).eps / 2
+
+
+def test_eq_3_keeps_to_half_a_unit_in_the_last_place():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(64, 3, 40, 40, generator=generator)
+    epsilon = torch.rand(64, generator=generator) * 0.05
+    direction = torch.randint(-1, 2, frames.shape, generator=generator)
+    moved = perturb(frames, direction, epsilon)
+    distance = (moved.double() - frames.double()).abs()
+    assert (distance <= epsilon.double().view(-1, 1, 1, 1) + 2.0**-25).all()
+    assert torch.equal(moved[direction == 0], frames[direction == 0])
+    assert moved.min() >= 0 and moved.max() <= 1
+
+
+@every_attack
+@pytest.mark.parametrize("transfer", [False, True])
+def test_at_epsilon_zero_the_input_comes_back(attack, transfer, system, stacks):
+    victim = system(1)
+    judge = system(1, "black box") if transfer else None
+    frames, labels = stacks(judge or victim, 1)
+    result = attack(victim, frames, labels, (0.012, 0.0), stop_on=judge)
+    assert torch.equal(result.adversarial[1], frames)
+    assert not result.success[1].any() and not result.frames_perturbed[1].any() and (result.frame_order[1] == -1).all()
+    judged = clean_pass(judge or victim, frames, labels, gradient=False)
+    torch.testing.assert_close(result.logits[1], judged.logits, rtol=1e-12, atol=1e-12)
+    assert torch.equal(result.attacked, judged.logits.argmax(1) == labels)
+    _assert_same(attack(victim, frames, labels, (0.012,), stop_on=judge), type(result)(*_only(result, 0)))
+
+
+def _only(result, e):
+    return (v if field == "attacked" else v[e : e + 1] for field, v in result._asdict().items())
+
+
+@every_attack
+@pytest.mark.parametrize("transfer", [False, True])
+def test_a_batch_gives_what_its_stacks_give_one_by_one(attack, transfer, system, stacks):
+    victim = system(2)
+    judge = system(2, "black box") if transfer else None
+    frames, labels = stacks(judge or victim, 2)
+    whole = attack(victim, frames, labels, EPSILONS, stop_on=judge)
+    for e, epsilon in enumerate(EPSILONS):
+        for b in range(len(frames)):
+            one = attack(victim, frames[b : b + 1], labels[b : b + 1], (epsilon,), stop_on=judge)
+            expected = (
+                v[b : b + 1] if f == "attacked" else v[e : e + 1, b : b + 1] for f, v in whole._asdict().items()
+            )
+            _assert_same(one, type(whole)(*expected))
+
+
+@pytest.mark.parametrize("make", [OneShot, IterativeSaliency, lambda **o: IterativeSaliency(True, **o), Noise])
+@pytest.mark.parametrize("kind", ["pairwise", "plain", "transfer"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_batch_size_bounds_every_pass_and_changes_nothing(make, kind, batch_size, system, plain, stacks):
+    toy = system(3)
+    victim = plain(toy) if kind == "plain" else toy
+    judge = system(3, "black box") if kind == "transfer" else None
+    frames, labels = stacks(judge or toy, 3)
+    whole = make(batch_size=100)(victim, frames, labels, EPSILONS, stop_on=judge)
+    for counted in (toy, judge or toy):
+        counted.stacks.clear()
+        counted.calls.clear()
+    _assert_same(make(batch_size=batch_size)(victim, frames, labels, EPSILONS, stop_on=judge), whole)
+    assert max(toy.stacks + (judge or toy).stacks) <= batch_size
+    assert max(toy.calls + (judge or toy).calls) <= batch_size * (frames.shape[1] - 1)
+
+
+@every_attack
+def test_leaves_the_systems_as_they_were(attack, system, stacks):
+    victim, judge = system(0), system(0, "black box")
+    frames, labels = stacks(judge, 0)
+    victim.train()
+    judge.classifier.train()
+    modes = [module.training for s in (victim, judge) for module in s.modules()]
+    state = [{name: value.clone() for name, value in s.state_dict().items()} for s in (victim, judge)]
+    in_training = attack(victim, frames, labels, EPSILONS, stop_on=judge)
+    assert [module.training for s in (victim, judge) for module in s.modules()] == modes
+    for s, before in zip((victim, judge), state, strict=True):
+        assert all(torch.equal(value, before[name]) for name, value in s.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in s.parameters())
+    # Eval mode inside, whatever the mode outside: dropout and batch statistics play no part.
+    _assert_same(in_training, attack(victim.eval(), frames, labels, EPSILONS, stop_on=judge.eval()))
+
+
+@every_attack
+def test_restores_the_systems_after_an_error(attack, system, stacks):
+    victim = system(0).train()
+    frames, labels = stacks(system(0), 0)
+    with torch.no_grad():
+        victim.classifier[-1].bias[0] = torch.nan
+    with pytest.raises(FloatingPointError):
+        attack(victim, frames, labels, EPSILONS)
+    assert all(module.training for module in victim.modules())
+    assert all(p.requires_grad for p in victim.parameters())
+
+
+@every_attack
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_works_in_every_autograd_mode(attack, context, system, stacks):
+    victim = system(1)
+    frames, labels = stacks(victim, 1)
+    expected = attack(victim, frames, labels, EPSILONS)
+    with context():
+        copies = frames.clone().requires_grad_(torch.is_grad_enabled()), labels.clone()
+        result = attack(victim, *copies, EPSILONS)
+        clean = clean_pass(victim, *copies)
+        _assert_same(attack(victim, *copies, EPSILONS, clean=clean), expected)
+    _assert_same(result, expected)
+    assert not any(tensor.requires_grad for tensor in (*result, *clean))
+
+
+@every_attack
+def test_input_is_not_written_to(attack, system, stacks):
+    victim = system(1)
+    frames, labels = stacks(victim, 1)
+    before = frames.clone(), labels.clone()
+    clean = clean_pass(victim, frames, labels)
+    clean_before = [part.clone() for part in clean]
+    attack(victim, frames, labels, EPSILONS, clean=clean)
+    assert torch.equal(frames, before[0]) and torch.equal(labels, before[1])
+    assert all(torch.equal(part, kept) for part, kept in zip(clean, clean_before, strict=True))
+
+
+@every_attack
+def test_a_given_clean_pass_is_used(attack, system, stacks):
+    victim, judge = system(1), system(1, "black box")
+    frames, labels = stacks(judge, 1)
+    expected = attack(victim, frames, labels, EPSILONS, stop_on=judge)
+    clean, judged = clean_pass(victim, frames, labels), clean_pass(judge, frames, labels, gradient=False)
+    victim.pairs = judge.pairs = 0
+    _assert_same(
+        attack(victim, frames, labels, (0,), stop_on=judge, clean=clean, stop_on_clean=judged),
+        _at_zero(expected, judged, frames),
+    )
+    assert victim.pairs == judge.pairs == 0
+    _assert_same(attack(victim, frames, labels, EPSILONS, stop_on=judge, clean=clean, stop_on_clean=judged), expected)
+
+
+def _at_zero(result, judged, frames):
+    return type(result)(
+        adversarial=frames[None],
+        logits=judged.logits[None],
+        attacked=result.attacked,
+        success=torch.zeros_like(result.success[:1]),
+        frames_perturbed=torch.zeros_like(result.frames_perturbed[:1]),
+        frame_order=torch.full_like(result.frame_order[:1], -1),
+    )
+
+
+@every_attack
+@pytest.mark.parametrize("epsilon", [-0.01, 1.01, float("nan"), float("inf")])
+def test_an_epsilon_outside_the_range_is_named(attack, epsilon, system, stacks):
+    victim = system(0)
+    with pytest.raises(ValueError, match=rf"ε = {epsilon} is outside \[0, 1\]"):
+        attack(victim, *stacks(victim, 0), (0.01, epsilon))
+
+
+@every_attack
+@pytest.mark.parametrize("epsilons", [(), 0.01])
+def test_epsilons_are_a_sequence(attack, epsilons, system, stacks):
+    victim = system(0)
+    with pytest.raises(ValueError, match="a sequence with at least one ε is needed"):
+        attack(victim, *stacks(victim, 0), epsilons)
+
+
+@every_attack
+def test_bad_stacks_are_named(attack, system, stacks):
+    victim = system(0)
+    frames, labels = stacks(victim, 0)
+    with pytest.raises(ValueError, match=r"frames lie in \[0, 255\]"):
+        attack(victim, frames * 255, labels, EPSILONS)
+    with pytest.raises(ValueError, match="label 9 is out of range: ToySystem has 4 classes"):
+        attack(victim, frames, torch.full_like(labels, 9), EPSILONS)
+
+
+@pytest.mark.parametrize("attack", ATTACKS[:3], ids=lambda attack: attack.name)
+def test_a_white_box_without_gradient_is_named(attack, system, stacks):
+    judge = system(0, "black box")
+    with pytest.raises(ValueError, match=r"BlackBox is not differentiable.*differentiable flow estimator"):
+        attack(judge, *stacks(judge, 0), EPSILONS)
+
+
+@pytest.mark.parametrize("attack", ATTACKS[:3], ids=lambda attack: attack.name)
+def test_a_clean_pass_of_something_else_is_named(attack, system, plain, stacks):
+    victim = system(0)
+    frames, labels = stacks(victim, 0)
+    clean = clean_pass(victim, frames, labels)
+    with pytest.raises(
+        ValueError, match=r"the logits of the clean pass of ToySystem has shape \(6,\), \(5,\) is needed"
+    ):
+        attack(victim, frames[:5], labels[:5], EPSILONS, clean=clean)
+    with pytest.raises(ValueError, match="the gradient of the clean pass of ToySystem has shape none"):
+        attack(victim, frames, labels, EPSILONS, clean=clean._replace(gradient=None))
+    with pytest.raises(ValueError, match="the flow of the clean pass of ToySystem has shape none"):
+        attack(victim, frames, labels, EPSILONS, clean=clean_pass(plain(victim), frames, labels))
+
+
+@pytest.mark.parametrize("make", [OneShot, IterativeSaliency, Noise])
+def test_batch_size_is_positive(make):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        make(batch_size=0)
+
+
+def test_settings_tell_the_attacks_apart():
+    settings = [attack.settings for attack in (*ATTACKS, Noise(seed=1))]
+    assert all(settings.count(one) == 1 for one in settings)
+    assert OneShot(batch_size=1).settings == OneShot(batch_size=2).settings

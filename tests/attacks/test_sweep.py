@@ -1,0 +1,196 @@
+"""The rows of one video against plain attacks on single stacks, judged by whole forwards."""
+
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.examples import Example, example_clips, load_examples, save_example
+from attacks.records import CLEAN, Record
+from attacks.sweep import Sweep, VideoSweep
+from attacks.sweep_callback import default_attacks
+
+toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
+EPSILONS = (0.004, 0.02)
+TRANSFER = ("one_shot", "iterative_saliency_rg", "noise")
+
+
+def make_sweep(**options: object) -> Sweep:
+    settings = {"system": "flownet2", "targets": {"tvl1": toy.ToySystem(window=3, differentiable=False).eval()}}
+    settings |= {"attacks": default_attacks(), "transfer": TRANSFER, "epsilons": EPSILONS, "batch_size": 3}
+    return Sweep(**{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def video() -> Tensor:
+    """Seven stacks labelled 0 (Right), of which two move otherwise: those are wrong when clean."""
+    frames = toy.moving_texture(0, seed=3, stacks=7)
+    frames[[1, 4]] = toy.moving_texture(2, seed=5, stacks=2)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def white_box() -> torch.nn.Module:
+    return toy.ToySystem().eval()
+
+
+@pytest.fixture(scope="module")
+def swept(video: Tensor, white_box: torch.nn.Module) -> VideoSweep:
+    return make_sweep().video(white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00", keep_example=True)
+
+
+def of(records: Sequence[Record], **fields: object) -> list[Record]:
+    return [r for r in records if all(getattr(r, name) == value for name, value in fields.items())]
+
+
+def test_one_row_for_each_level_stack_attack_target_and_epsilon(swept: VideoSweep) -> None:
+    keys = [(r.level, r.stack, r.attack, r.target, r.epsilon) for r in swept.records]
+    assert len(set(keys)) == len(keys) == (7 + 1) * (2 + (4 + 3) * 2)
+    assert {(r.attack, r.target) for r in swept.records if r.target == "tvl1"} == {
+        (name, "tvl1") for name in (CLEAN, *TRANSFER)
+    }
+    assert {r.epsilon for r in of(swept.records, attack=CLEAN)} == {0.0}
+    assert {(r.clip, r.group, r.label, r.system) for r in swept.records} == {
+        ("Right/v_Right_g00_c01", "Right_g00", 0, "flownet2")
+    }
+
+
+@pytest.mark.parametrize("target", ["flownet2", "tvl1"])
+@pytest.mark.parametrize("name", ["one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"])
+def test_rows_are_what_the_attack_alone_gives(
+    name: str, target: str, swept: VideoSweep, video: Tensor, white_box: torch.nn.Module
+) -> None:
+    if target == "tvl1" and name not in TRANSFER:
+        assert not of(swept.records, attack=name, target=target)
+        return
+    judge = white_box if target == "flownet2" else make_sweep().targets["tvl1"]
+    label, attack = torch.tensor([0]), default_attacks()[name]
+    means: list[list[Tensor]] = []
+    for e, epsilon in enumerate(EPSILONS):
+        means.append([])
+        for stack in range(len(video)):
+            frames = video[stack : stack + 1]
+            result = attack(white_box, frames, label, (epsilon,), stop_on=None if judge is white_box else judge)
+            with torch.no_grad():
+                probabilities = judge(result.adversarial[0]).softmax(1)[0]
+                rounded = judge((result.adversarial[0] * 255).round() / 255).argmax(1)
+                clean = judge(frames).softmax(1)[0]
+            means[e].append(probabilities)
+            (row,) = of(swept.records, level="stack", stack=stack, attack=name, target=target, epsilon=epsilon)
+            assert row.clean_prediction == int(clean.argmax())
+            assert row.clean_confidence == pytest.approx(float(clean.max()), abs=2e-5)
+            assert row.attacked == (int(clean.argmax()) == 0)
+            assert row.prediction == int(probabilities.argmax())
+            assert row.confidence == pytest.approx(float(probabilities.max()), abs=2e-5)
+            assert row.correct == (row.prediction == 0)
+            assert row.success == (row.attacked and not row.correct)
+            assert row.correct_8bit == (int(rounded) == 0)
+            assert row.frame_order == [n for n in result.frame_order[0, 0].tolist() if n >= 0]
+            assert row.frames_perturbed == len(row.frame_order)
+
+
+def test_the_cases_that_matter_occur(swept: VideoSweep) -> None:
+    stacks = of(swept.records, level="stack")
+    assert any(not r.attacked for r in stacks)
+    assert any(r.success for r in stacks) and any(r.attacked and not r.success for r in stacks)
+    assert any(r.correct != r.correct_8bit for r in stacks)
+    assert any(0 < r.frames_perturbed < toy.FRAMES for r in stacks)
+
+
+@pytest.mark.parametrize("epsilon", EPSILONS)
+@pytest.mark.parametrize("name", ["one_shot", "iterative_saliency_rg"])
+def test_video_rows_follow_section_5_2(
+    name: str, epsilon: float, swept: VideoSweep, video: Tensor, white_box: torch.nn.Module
+) -> None:
+    labels = torch.zeros(len(video), dtype=torch.long)
+    result = default_attacks()[name](white_box, video, labels, (epsilon,))
+    with torch.no_grad():
+        current = list(white_box(video).softmax(1).double())
+        adversarial = white_box(result.adversarial[0]).softmax(1).double()
+    stacks = frames = 0
+    for s in range(len(video)):
+        if name == "one_shot" or bool(result.attacked[s]):
+            current[s] = adversarial[s]
+            stacks, frames = stacks + 1, frames + int(result.frames_perturbed[0, s])
+            if name != "one_shot" and int(torch.stack(current).mean(0).argmax()) != 0:
+                break
+    mean = torch.stack(current).mean(0)
+    (row,) = of(swept.records, level="video", attack=name, target="flownet2", epsilon=epsilon)
+    assert (row.prediction, row.stacks_perturbed, row.frames_perturbed) == (int(mean.argmax()), stacks, frames)
+    assert row.confidence == pytest.approx(float(mean.max()), abs=2e-5)
+    assert row.attacked and row.success == (row.prediction != 0)
+    assert row.stack is row.frame_order is row.correct_8bit is None
+
+
+def test_chunks_do_not_change_the_rows(swept: VideoSweep, video: Tensor, white_box: torch.nn.Module) -> None:
+    whole = make_sweep(batch_size=100).video(white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00")
+    for one, other in zip(swept.records, whole.records, strict=True):
+        blank = {"confidence": 0.0, "clean_confidence": 0.0}
+        assert one._replace(**blank) == other._replace(**blank)
+        assert one.confidence == pytest.approx(other.confidence, abs=2e-5)
+    assert whole.example is None
+
+
+def test_frames_that_are_not_eight_bit_are_rounded_too(white_box: torch.nn.Module) -> None:
+    """Contrast below one grey level: rounding takes some stacks' motion away, and the clean rows must say so."""
+    contrast = torch.linspace(0.003, 0.2, 8).view(-1, 1, 1, 1, 1)
+    frames = 40 / 255 + contrast * (toy.moving_texture(1, seed=0, stacks=8) - 0.5)
+    with torch.no_grad():
+        exact, rounded = white_box(frames).argmax(1) == 1, white_box((frames * 255).round() / 255).argmax(1) == 1
+    assert exact.any() and (exact & ~rounded).any() and (exact & rounded).any()
+    records = make_sweep().video(white_box, frames, 1, clip="c", group="g").records
+    rows = of(records, level="stack", attack=CLEAN, target="flownet2")
+    assert [r.correct for r in rows] == exact.tolist()
+    assert [r.correct_8bit for r in rows] == rounded.tolist()
+
+
+def test_example_holds_the_frames_of_its_rows(swept: VideoSweep, video: Tensor, tmp_path: Path) -> None:
+    example = swept.example
+    assert example is not None and example.stack == 0 and example.epsilon == 0.02
+    save_example(tmp_path, example)
+    (loaded,) = load_examples(tmp_path)
+    assert (loaded.frames == (video[0] * 255).round().movedim(1, -1).numpy()).all()
+    for name, frames in loaded.adversarial.items():
+        (row,) = of(swept.records, level="stack", stack=0, attack=name, target="flownet2", epsilon=0.02)
+        moved = {n for n in range(len(frames)) if (frames[n] != loaded.frames[n]).any()}
+        assert moved == set(row.frame_order or [])
+        assert abs(frames.astype(int) - loaded.frames).max() == round(0.02 * 255)
+        assert (loaded.frame_at[name][1] == frames[loaded.frame[name]]).all()
+    assert isinstance(loaded, Example) and loaded.epsilons == list(EPSILONS)
+
+
+def test_example_is_of_a_stack_that_is_right_when_clean(white_box: torch.nn.Module) -> None:
+    frames = torch.cat([toy.moving_texture(2, seed=5, stacks=4), toy.moving_texture(0, seed=3, stacks=2)])
+    sweep = make_sweep(batch_size=3)
+    assert sweep.video(white_box, frames, 0, clip="c", group="g", keep_example=True).example.stack == 4
+    assert sweep.video(white_box, frames[:4], 0, clip="c", group="g", keep_example=True).example.stack == 0
+
+
+def test_example_clips_spread_over_classes() -> None:
+    labels = [label for label in range(6) for _ in range(3)]
+    assert [labels[i] for i in example_clips(labels, 3)] == [0, 2, 4]
+    assert example_clips(labels, 6) == [0, 3, 6, 9, 12, 15]
+    assert example_clips(labels, 8) == [0, 3, 6, 9, 12, 15, 1, 10]
+    assert sorted(example_clips(labels, 100)) == list(range(18))
+    assert example_clips([], 4) == example_clips(labels, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilons": (0.01, 1.5)}, "ε = 1.5 is outside"),
+        ({"epsilons": (-0.01,)}, "ε = -0.01 is outside"),
+        ({"epsilons": ()}, "at least one ε"),
+        ({"transfer": ("one_shot", "deepfool")}, r"\['deepfool'\].*one_shot"),
+        ({"system": "tvl1"}, "'tvl1' is both"),
+        ({"attacks": {CLEAN: default_attacks()["noise"]}, "transfer": ()}, "cannot be called 'clean'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_sweep(**options)

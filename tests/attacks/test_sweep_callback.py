@@ -1,0 +1,249 @@
+"""Whole sweeps of a toy system by a Trainer: killed, resumed, in two processes, repeated, refused, and in W&B."""
+
+import json
+import os
+import random
+import runpy
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+from wandb.proto import wandb_internal_pb2
+
+from attacks.records import CLEAN, read_records
+from attacks.sweep import Sweep
+from attacks.sweep_callback import EPSILONS, SweepCallback
+
+SCRIPT = Path(__file__).with_name("toy_sweep.py")
+toy = SimpleNamespace(**runpy.run_path(str(SCRIPT), run_name="toy_sweep"))
+DERIVED = ["records.jsonl", "results.json", "tables.txt", "tables/table1.csv", "tables/table2.csv", "settings.json"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep in one process that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    toy.run(folder)
+    return folder
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen:
+    """The same sweep in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder.parent / f"{folder.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), *options],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def finish(process: subprocess.Popen, folder: Path) -> None:
+    assert process.wait(timeout=180) == 0, (folder.parent / f"{folder.name}.log").read_text()[-3000:]
+
+
+def kill_midway(process: subprocess.Popen, folder: Path) -> int:
+    """SIGKILL at a random moment once something is written; how many clips were complete."""
+    for _ in range(1800):
+        if process.poll() is not None or any(p.stat().st_size for p in folder.glob("records-rank*.jsonl")):
+            break
+        time.sleep(0.1)
+    time.sleep(random.SystemRandom().uniform(0, 1))
+    assert process.poll() is None, (folder.parent / f"{folder.name}.log").read_text()[-3000:]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "records.jsonl").exists(), "it was killed too late to test anything"
+    return sum(path.read_bytes().count(b"clip_complete") for path in folder.glob("records-rank*.jsonl"))
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    for name in DERIVED:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    examples = [sorted(path.name for path in (root / "examples").iterdir()) for root in (folder, whole)]
+    assert examples[0] == examples[1]
+
+
+def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
+    """11 videos on two processes: the sampler gives one of them twice."""
+    folder = tmp_path / "two"
+    finish(start(folder, "--devices", "2"), folder)
+    assert_same(folder, whole)
+    counts = [path.read_bytes().count(b"clip_complete") for path in folder.glob("records-rank*.jsonl")]
+    assert counts == [6, 6]
+
+
+def test_a_killed_sweep_resumes_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    done = kill_midway(start(folder, "--seconds", "0.3"), folder)
+    assert 1 <= done < 11
+    toy.run(folder)
+    assert_same(folder, whole)
+    assert (folder / "records-rank0.jsonl").read_bytes().count(b"clip_complete") == 11
+
+
+@pytest.mark.slow
+def test_two_processes_killed_one_goes_on(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    done = kill_midway(start(folder, "--devices", "2", "--seconds", "0.5"), folder)
+    assert 1 <= done < 12
+    toy.run(folder)
+    assert_same(folder, whole)
+
+
+def test_a_finished_sweep_attacks_nothing_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: (whole / name).read_bytes() for name in DERIVED}
+
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("a finished clip was attacked again")
+
+    monkeypatch.setattr(Sweep, "video", never)
+    toy.run(whole)
+    assert before == {name: (whole / name).read_bytes() for name in DERIVED}
+
+
+def test_clips_and_groups_are_the_datamodules(whole: Path) -> None:
+    clips = {clip.name: clip for clip in toy.ToyData().clips("test")}
+    records = list(read_records(whole / "records.jsonl"))
+    assert {record.clip for record in records} == set(clips)
+    for record in records:
+        assert (record.label, record.group) == (clips[record.clip].label, clips[record.clip].group)
+    stacks = {(record.clip, record.stack) for record in records if record.stack is not None}
+    assert len(stacks) == sum(2 + index % 3 for index in range(11))
+    assert json.loads((whole / "costs.json").read_text())["seconds"].keys() >= {"one_shot/tvl1", "clean/flownet2"}
+
+
+def test_other_settings_are_refused(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"epsilons is \[0\.005, 0\.025\] there and \[0\.005\] now"):
+        toy.run(whole, epsilons=[0, 0.005])
+    with pytest.raises(ValueError, match=r"systems\.tvl1\.weights_sha256 is "):
+        toy.run(whole, targets={**toy.targets(), "tvl1": toy.ToySystem(gain=19.0)})
+    with pytest.raises(ValueError, match=r"test_clips is 11 there and 7 now"):
+        toy.run(whole, videos=7)
+
+
+def test_more_batches_extend_a_limited_sweep(whole: Path, tmp_path: Path) -> None:
+    toy.run(tmp_path, limit=4, examples=2)
+    assert "4 of 11 videos" in (tmp_path / "tables.txt").read_text()
+    assert {path.name for path in (tmp_path / "examples").iterdir()} == {
+        "Right--v_Right_g00_c01.npz",
+        "Left--v_Left_g00_c01.npz",
+    }
+    toy.run(tmp_path)
+    assert (tmp_path / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+
+
+def test_inference_mode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.inference_mode: false"):
+        toy.run(tmp_path, inference_mode=True)
+
+
+def test_bare_dataloaders_are_refused(tmp_path: Path) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        inference_mode=False,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[SweepCallback(output=tmp_path)],
+    )
+    with pytest.raises(ValueError, match=r"cannot name the clips.*datamodule"):
+        trainer.test(toy.ToySystem(), toy.ToyData().test_dataloader())
+
+
+def test_epsilon_outside_the_scale_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"ε = 5\.0 is outside"):
+        SweepCallback(epsilons=[0.005, 5])
+
+
+def test_defaults_are_the_papers() -> None:
+    sweep = SweepCallback(targets=toy.targets()).sweep
+    assert list(sweep.epsilons) == list(EPSILONS)
+    assert list(sweep.attacks) == ["one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"]
+    assert [sweep.attacks[name].refresh for name in list(sweep.attacks)[1:3]] == [False, True]
+    assert list(sweep.transfer) == ["one_shot", "iterative_saliency_rg", "noise"]
+
+
+def test_targets_are_asked_about_the_classes(tmp_path: Path) -> None:
+    class Picky(toy.ToySystem):
+        def check_classes(self, classes: list[str]) -> None:
+            raise ValueError(f"not trained on {classes}")
+
+    with pytest.raises(ValueError, match=r"not trained on \['Right', 'Down', 'Left', 'Up'\]"):
+        toy.run(tmp_path, targets={"tvl1": Picky()})
+
+
+def test_wandb_holds_curves_tables_pictures_and_clips(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for folder in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path))
+    toy.run(whole, logger=WandbLogger(project="toy", save_dir=tmp_path))
+    wandb.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    run = list(wandb_records(path))
+
+    steps = {r.metric.name: r.metric.step_metric for r in run if r.HasField("metric") and r.metric.name}
+    history = [
+        {tuple(item.nested_key): json.loads(item.value_json) for item in r.history.item}
+        for r in run
+        if r.HasField("history")
+    ]
+    results = json.loads((whole / "results.json").read_text())["results"]
+    assert {r["attack"] for r in results} == {CLEAN, "one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"}
+    for cell in results:
+        if cell["attack"] == CLEAN:
+            continue
+        name = f"attack/{cell['level']}_accuracy/{cell['attack']}/{cell['target']}"
+        assert steps[name] == "attack/epsilon"
+        points = {row[("attack/epsilon",)]: row[(name,)] for row in history if (name,) in row}
+        assert list(points) == [0, *toy.EPSILONS]
+        assert points[cell["epsilon"]] == pytest.approx(cell["accuracy"])
+
+    logged: dict[str, dict[str, Any]] = {}
+    for row in history:
+        for (name, *field), value in row.items():
+            if field:
+                logged.setdefault(name, {})[field[0]] = value
+    kinds = {name: value["_type"] for name, value in logged.items()}
+    assert kinds["attack_tables/table1"] == "table-file"
+    assert {name for name, kind in kinds.items() if kind == "image-file"} == {
+        f"attack_figures/{figure.stem}" for figure in (whole / "figures").iterdir()
+    }
+    assert sum(kind == "video-file" for kind in kinds.values()) == 4
+    for value in logged.values():
+        assert (path.parent / "files" / value["path"]).stat().st_size == value["size"] > 0
+    assert [r.artifact.type for r in run if r.HasField("artifact")].count("attack-sweep") == 1
+    config = {item.key: item.value_json for r in run if r.HasField("config") for item in r.config.update}
+    assert json.loads(config["attack_sweep"])["epsilons"] == list(toy.EPSILONS)
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """An offline run's records: LevelDB's log format, blocks of 32 KiB, after a header of 7 bytes."""
+    data, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        position += 7
+        parts += data[position : position + length]
+        position += length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""

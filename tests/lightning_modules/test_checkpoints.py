@@ -1,0 +1,180 @@
+import collections
+import pickle
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_modules.checkpoints import CheckpointError, load_weights, read_state
+from lightning_modules.flow.flownet2 import VARIANTS, FlowNet2Estimator
+
+WIDTH = 0.0625
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(collections.OrderedDict(conv=nn.Conv2d(2, 3, 3), norm=nn.BatchNorm2d(3)))
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    states = first.state_dict(), second.state_dict()
+    return all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes str as Python 2 did: as byte strings."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_byte_string(self, text: str) -> None:
+        data = text.encode("ascii")
+        head = pickle.SHORT_BINSTRING + bytes([len(data)])
+        self.write((head if len(data) < 256 else pickle.BINSTRING + struct.pack("<i", len(data))) + data)
+        self.memoize(text)
+
+    dispatch[str] = save_byte_string
+
+
+def python2_pickle() -> ModuleType:
+    module = ModuleType("python2_pickle")
+    module.Pickler = Python2Pickler
+    module.dump = lambda value, file, protocol: Python2Pickler(file, protocol).dump(value)
+    return module
+
+
+def save_as_nvidia(state: dict, path: Path) -> None:
+    content = {"epoch": 41, "state_dict": collections.OrderedDict(state), "best_EPE": 1.3172}
+    torch.save(content, path, pickle_module=python2_pickle(), pickle_protocol=2, _use_new_zipfile_serialization=False)
+
+
+def forms(module: nn.Module) -> dict[str, object]:
+    state = module.state_dict()
+    inside = {f"classifier.{key}": value for key, value in state.items()}
+    return {
+        "bare": state,
+        "nvidia": {"epoch": 3, "state_dict": state, "best_EPE": 0.5},
+        "lightning": {"state_dict": inside | {"estimator.w": torch.zeros(1)}, "epoch": 1, "optimizer_states": []},
+    }
+
+
+@pytest.mark.parametrize("form", ["bare", "nvidia", "lightning"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_form_loads(tmp_path, form, zipped):
+    path = tmp_path / "weights.ckpt"
+    torch.save(forms(network(1))[form], path, _use_new_zipfile_serialization=zipped)
+    module = network(2)
+    load_weights(module, path, prefix="classifier.")
+    assert same_weights(module, network(1))
+
+
+def test_batch_norms_of_old_files_need_no_counter(tmp_path):
+    state = {key: value for key, value in network(1).state_dict().items() if "num_batches_tracked" not in key}
+    torch.save(dict(state), tmp_path / "old.pth")
+    module = network(2)
+    load_weights(module, tmp_path / "old.pth")
+    assert same_weights(module, network(1))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_file_in_nvidias_format_loads(tmp_path, variant):
+    path = tmp_path / f"{variant}_checkpoint.pth.tar"
+    torch.manual_seed(1)
+    source = VARIANTS[variant](width=WIDTH)
+    save_as_nvidia(source.state_dict(), path)
+    assert path.read_bytes()[:2] != b"PK"
+    assert same_weights(FlowNet2Estimator(variant=variant, width=WIDTH, checkpoint=path).network, source)
+
+
+@pytest.mark.parametrize("prefix", ["estimator.network.", "network.", ""])
+def test_our_own_fine_tuning_loads_whole_or_as_state_dict(tmp_path, prefix):
+    path = tmp_path / "last.ckpt"
+    source = FlowNet2Estimator(variant="FlowNet2S", width=WIDTH).network
+    torch.save({"state_dict": {prefix + key: value for key, value in source.state_dict().items()}}, path)
+    estimator = FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, checkpoint=path)
+    assert same_weights(estimator.network, source)
+    frames = torch.rand(1, 2, 3, 64, 64)
+    torch.testing.assert_close(estimator.network.flow(frames.transpose(1, 2) * 255)[:, None], estimator(frames))
+
+
+@pytest.mark.parametrize("held", VARIANTS)
+def test_the_wrong_variant_is_refused_by_name(tmp_path, held):
+    path = tmp_path / "published.pth.tar"
+    save_as_nvidia(VARIANTS[held](width=WIDTH).state_dict(), path)
+    for wanted in VARIANTS.keys() - {held}:
+        with pytest.raises(
+            CheckpointError, match=rf"published\.pth\.tar does not fit {wanted}: .* {held}, width 0\.0625"
+        ):
+            FlowNet2Estimator(variant=wanted, width=WIDTH, checkpoint=path)
+
+
+def test_the_wrong_width_and_form_are_refused_by_name(tmp_path):
+    path = tmp_path / "wide.pth"
+    torch.save(VARIANTS["FlowNet2S"](width=0.125, batch_norm=True).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"holds the weights of FlowNet2S, width 0\.125, batch_norm true"):
+        FlowNet2Estimator(variant="FlowNet2S", width=0.125, checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"of another shape \(\S*conv"):
+        FlowNet2Estimator(variant="FlowNet2S", width=0.25, batch_norm=True, checkpoint=path)
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
+    path = tmp_path / "other.pth"
+    state = dict(network(1).state_dict())
+    state["fc.weight"] = state.pop("norm.weight")
+    state["conv.weight"] = torch.zeros(4, 2, 3, 3)
+    torch.save(state, path)
+    module = network(2)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(module, path)
+    for part in (
+        "other.pth",
+        "1 missing (norm.weight)",
+        "1 unexpected (fc.weight)",
+        "conv.weight (4, 2, 3, 3) instead of",
+    ):
+        assert part in str(caught.value)
+    assert same_weights(module, network(2))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        load_weights(network(1), tmp_path / "nowhere.ckpt")
+    with pytest.raises(FileNotFoundError, match="a folder"):
+        load_weights(network(1), tmp_path)
+
+
+def test_files_that_are_no_checkpoints_are_named(tmp_path):
+    whole, old = tmp_path / "whole.ckpt", tmp_path / "old.ckpt"
+    torch.save(network(1).state_dict(), whole)
+    torch.save(network(1).state_dict(), old, _use_new_zipfile_serialization=False)
+    contents = {
+        "empty": b"",
+        "text": b"<html>please log in</html>\n",
+        "bytes": bytes(range(256)) * 20,
+        "torn_zip": whole.read_bytes()[:-200],
+        "torn_old": old.read_bytes()[:-20],
+        "torn_header": old.read_bytes()[:30],
+    }
+    for name, content in contents.items():
+        path = tmp_path / f"{name}.ckpt"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt cannot be read"):
+            load_weights(network(1), path)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "code.ckpt"
+    torch.save({"state_dict": {}, "hook": Path.home}, path)
+    with pytest.raises(CheckpointError, match=r"code\.ckpt cannot be read"):
+        load_weights(network(1), path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"epoch": 3}, {"state_dict": {}}, {}])
+def test_files_without_a_state_dict_are_named(tmp_path, content):
+    path = tmp_path / "something.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"something\.pt holds no state dict"):
+        read_state(path)
