@@ -24,7 +24,6 @@ from attacks.report import write_report
 from attacks.report.tables import print_tables
 from attacks.settings import attack_settings, check_settings, victim_settings, write_settings
 from attacks.sweep import Sweep
-from attacks.wandb_log import log_report
 
 EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035)
 """Section 5.1."""
@@ -151,6 +150,8 @@ class SweepCallback(pl.Callback):
             get_console().print(f"Report: {self.folder}", soft_wrap=True)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
+                    from attacks.wandb_log import log_report  # needs wandb and av
+
                     log_report(logger.experiment, report, self.settings)
         trainer.strategy.barrier("sweep report")
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
-import av
 import numpy as np
-from av.codec.context import Flags
 from tqdm import tqdm
 
 from datamodules.appearances import draw_appearance
@@ -186,6 +184,9 @@ class EmbeddedDataset(UCF101):
 def _write_video(path: Path, pictures: Iterable[np.ndarray], size: tuple[int, int]) -> None:
     """An AVI file like UCF-101's: MPEG-4, colour subsampled. But every frame is coded alone, and all by one quantiser:
     what is lost where a frame is predicted from the last would tell how it moved."""
+    import av
+    from av.codec.context import Flags
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with av.open(str(part), "w", format="avi", options={"fflags": "+bitexact"}) as container:

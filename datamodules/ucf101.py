@@ -54,7 +54,7 @@ class UCF101:
         self.only_classes = classes
         self.allow_missing = allow_missing
         self.frame_rate = frame_rate
-        self.frame_size = None if frame_size is None else tuple(frame_size)
+        self.frame_size = None if frame_size is None else (frame_size[0], frame_size[1])
         self.max_frames = max_frames
 
     def prepare(self) -> None:

@@ -73,7 +73,8 @@ class FlowData(VideoData):
     ) -> None:
         super().__init__(dataset, stack_length=stack_length, num_workers=num_workers)
         self.estimator = estimator
-        self.store = FlowStore(Path(store), store_manifest(estimator.settings, dataset.frame_settings))
+        settings: Any = estimator.settings
+        self.store = FlowStore(Path(store), store_manifest(settings, dataset.frame_settings))
         self.extraction_workers = extraction_workers
 
     def prepare_data(self) -> None:

@@ -48,7 +48,7 @@ def decode_video(
             stream.thread_type = "NONE"
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             for frame in container.decode(stream):
-                stamps.append(None if frame.pts is None else float(frame.pts * frame.time_base))
+                stamps.append(frame.time)
                 frames.append(frame)
                 if (len(frames) - _REORDERED) / rate > last_instant + 1 / rate and _enough(stamps, last_instant):
                     break

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 import yaml
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
@@ -43,7 +43,7 @@ class FlowFoolCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunConfig,
-            trainer_defaults={"callbacks": [EpochSeed(), FinalWeights(), TQDMProgressBar(refresh_rate=10)]},
+            trainer_defaults={"callbacks": [EpochSeed(), FinalWeights()]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -78,9 +78,11 @@ class FlowFoolCLI(LightningCLI):
         self._prepare_run_folder()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        plugins = self._get(self.config_init, "trainer").plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(plugins=[*plugins, WholeCheckpoints()], **kwargs)
+        given = self._get(self.config_init, "trainer")
+        plugins, callbacks = _as_list(given.plugins), _as_list(given.callbacks)
+        if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
+        return super().instantiate_trainer(plugins=[*plugins, WholeCheckpoints()], callbacks=callbacks, **kwargs)
 
     def _prepare_run_folder(self) -> None:
         folder = self.config.fit.trainer.default_root_dir
@@ -100,7 +102,9 @@ class FlowFoolCLI(LightningCLI):
         if arguments["ckpt_path"] is None and not self.config.fit.trainer.fast_dev_run:
             last = RunFolder(self.trainer.default_root_dir).last_checkpoint
             arguments["ckpt_path"] = None if last is None else str(last)
-        arguments["weights_only"] = True
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
 
 def set_wandb_mode() -> None:
@@ -151,8 +155,12 @@ def _checkpoints(default_root_dir: str | None) -> str | None:
 
 
 def _uses_wandb(logger: Any) -> bool:
-    loggers = logger if isinstance(logger, list) else [logger]
-    return any("Wandb" in str(getattr(one, "class_path", "")) for one in loggers)
+    return any("Wandb" in str(getattr(one, "class_path", "")) for one in _as_list(logger))
+
+
+def _as_list(value: Any) -> list[Any]:
+    """What the Trainer takes as one, several or none."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def _has_key(file: Path, host: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import FlowStackBatch, VideoBatch
-from lightning_modules.cli import main, set_wandb_mode
+from lightning_modules.cli import FlowFoolCLI, main, set_wandb_mode
 
 
 class TinyClassifier(nn.Module):
@@ -322,6 +322,19 @@ def test_float32_is_true_unless_asked_otherwise(config: Path, tmp_path: Path) ->
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     assert list(tmp_path.iterdir()) == []  # fast_dev_run leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "bar"),
+    [
+        (["--trainer.enable_progress_bar=true"], "TQDMProgressBar"),
+        (["--trainer.enable_progress_bar=false"], "NoneType"),
+        (["--trainer.enable_progress_bar=true", "--trainer.callbacks=RichProgressBar"], "RichProgressBar"),
+    ],
+)
+def test_the_users_progress_bar_is_the_one(config: Path, options: list[str], bar: str) -> None:
+    cli = FlowFoolCLI(["fit", "--config", str(config), "--trainer.fast_dev_run=1", *options])
+    assert type(cli.trainer.progress_bar_callback).__name__ == bar
 
 
 @pytest.mark.parametrize(
