@@ -48,11 +48,12 @@ class VideoData(pl.LightningDataModule):
 
     def loader(self, data: Dataset, *, shuffle: bool = False, **options: Any) -> DataLoader:
         """A DataLoader with this module's workers."""
+        # Workers that live on hold random state that no resume restores: training gets new ones each epoch.
         return DataLoader(
             data,
             shuffle=shuffle,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=self.num_workers > 0 and not shuffle,
             pin_memory=torch.cuda.is_available(),
             **options,
         )
