@@ -148,8 +148,11 @@ class Sweep:
     ) -> Tensor:
         """(E, B) bool: the judge is right once the adversarial frames are rounded to 8 bits.
 
-        Frames from 8-bit video are their own rounding, so only the pairs with a perturbed frame are estimated again.
+        Frames from 8-bit video are their own rounding, so only the pairs with a perturbed frame are estimated again; and
+        none where the judge rounds its frames itself (`rounds_frames`).
         """
+        if getattr(judge, "rounds_frames", False):
+            return result.predictions == labels
         changed = torch.zeros(result.frame_order.shape, dtype=torch.bool, device=frames.device)
         if (frames * 255 - (frames * 255).round()).abs().max() > 1e-3:
             changed[:] = True

@@ -68,6 +68,11 @@ class ModelUnderAttack(LightningModule):
         return bool(getattr(self.estimator, "differentiable", True))
 
     @property
+    def rounds_frames(self) -> bool:
+        """Whether frames and frames rounded to 8 bits give the same logits, because the estimator rounds them itself."""
+        return bool(getattr(self.estimator, "rounds_frames", False))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the logits, JSON-able."""
         return {

@@ -18,6 +18,8 @@ class OpenCVFlow(nn.Module):
     """
 
     differentiable = False
+    rounds_frames = True
+    """Frames and frames rounded to 8 bits give the same flow."""
     algorithm: str
 
     def __init__(self, **options: float) -> None:

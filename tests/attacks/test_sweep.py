@@ -194,3 +194,30 @@ def test_example_clips_spread_over_classes() -> None:
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_sweep(**options)
+
+
+class Rounding(torch.nn.Module):
+    """A judge that sees 8-bit frames whatever it is given, and counts how often it looks."""
+
+    differentiable = False
+
+    def __init__(self, rounds_frames: bool) -> None:
+        super().__init__()
+        self.inner = toy.ToySystem(window=3, differentiable=False).eval()
+        self.rounds_frames = rounds_frames
+        self.calls = 0
+
+    def forward(self, frames: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner((frames * 255).round() / 255)
+
+
+def test_a_judge_that_rounds_its_frames_is_not_asked_twice(video: Tensor, white_box: torch.nn.Module) -> None:
+    rows, calls = [], []
+    for rounds_frames in (False, True):
+        judge = Rounding(rounds_frames)
+        sweep = make_sweep(targets={"tvl1": judge})
+        rows.append(sweep.video(white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00").records)
+        calls.append(judge.calls)
+    assert rows[0] == rows[1]
+    assert calls[1] < calls[0]

@@ -115,3 +115,12 @@ def test_opencv_without_contrib_names_the_wheel(monkeypatch):
 def test_frames_of_another_shape_are_refused(algorithm):
     with pytest.raises(ValueError, match=r"\(1, 1, 3, 8, 8\)"):
         algorithm[0]()(torch.zeros(1, 1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("algorithm", [TVL1(), Farneback()], ids=lambda a: a.algorithm)
+def test_frames_and_rounded_frames_give_the_same_flow(algorithm):
+    """What `rounds_frames` promises; the sweep need not judge rounded frames again."""
+    torch.manual_seed(0)
+    frames = torch.rand(1, 2, 3, 32, 40)
+    assert algorithm.rounds_frames
+    assert torch.equal(algorithm(frames), algorithm((frames * 255).round() / 255))
