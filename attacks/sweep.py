@@ -148,8 +148,8 @@ class Sweep:
     ) -> Tensor:
         """(E, B) bool: the judge is right once the adversarial frames are rounded to 8 bits.
 
-        Frames from 8-bit video are their own rounding, so only the pairs with a perturbed frame are estimated again; and
-        none where the judge rounds its frames itself (`rounds_frames`).
+        Frames from 8-bit video are their own rounding, so only the pairs with a perturbed frame are estimated again;
+        and none where the judge rounds its frames itself (`rounds_frames`).
         """
         if getattr(judge, "rounds_frames", False):
             return result.predictions == labels

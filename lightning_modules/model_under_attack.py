@@ -69,7 +69,8 @@ class ModelUnderAttack(LightningModule):
 
     @property
     def rounds_frames(self) -> bool:
-        """Whether frames and frames rounded to 8 bits give the same logits, because the estimator rounds them itself."""
+        """Whether frames and frames rounded to 8 bits give the same logits, because the estimator rounds them
+        itself."""
         return bool(getattr(self.estimator, "rounds_frames", False))
 
     @property
