@@ -84,8 +84,8 @@ class Pose(NamedTuple):
     """(2,) float32: how far the picture is shifted"""
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene at random."""
+def draw_scene(rng: np.random.Generator, speeds: tuple[float, float]) -> Scene:
+    """A scene at random; the logarithm of its speed is uniform between the `speeds`."""
     return Scene(
         centre=rng.uniform(-4, 4, 2).astype(np.float32),
         radius=rng.uniform(22, 27),
@@ -95,10 +95,10 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         angle=rng.uniform(0, math.tau),
         zoom=rng.uniform(0, OCTAVES),
         offsets=rng.uniform(0, TILE, (OCTAVES, 2)),
-        speed=rng.uniform(1.5, 3),
+        speed=math.exp(rng.uniform(*np.log(speeds))),
         period=rng.uniform(7, 11),
         phase=rng.uniform(0, math.tau),
-        shake=np.stack([rng.uniform(low, high, (2, 2)) for low, high in ((0.2, 0.5), (0.2, 0.7), (0, math.tau))]),
+        shake=np.stack([rng.uniform(low, high, (2, 2)) for low, high in ((0.3, 0.75), (0.2, 0.7), (0, math.tau))]),
     )
 
 

@@ -47,8 +47,9 @@ class EmbeddedDataset(UCF101):
         clips_per_group: clips of each class in a group.
         test_groups: groups tested on, per split.
         frames: of a clip, at 25 per second; 45 become 22 at 12 per second, two stacks.
-        size: (H, W) of the frames, even. The drawing scales with the shorter side; at 64 the surface moves 1 to 4
-            pixels per 12-fps step.
+        speeds: slowest and fastest surface, pixels per 12-fps step at 64 pixels. The slowest moves hardly more
+            than the camera shakes: between the two lie hard clips and easy ones.
+        size: (H, W) of the frames, even. The drawing scales with the shorter side; texture features are 5 pixels at 64.
         split: 1, 2 or 3.
         frame_rate: frames per second that `decode` gives.
         frame_size: (H, W) that `decode` resizes to; None keeps `size`.
@@ -68,6 +69,7 @@ class EmbeddedDataset(UCF101):
         clips_per_group: int = 2,
         test_groups: int = 2,
         frames: int = 45,
+        speeds: tuple[float, float] = (0.4, 2.5),
         size: tuple[int, int] = (64, 64),
         split: Literal[1, 2, 3] = 1,
         frame_rate: float = 12.0,
@@ -82,6 +84,8 @@ class EmbeddedDataset(UCF101):
             )
         if seed < 0 or clips_per_group < 1 or frames < 1:
             raise ValueError(f"seed {seed}, clips_per_group {clips_per_group}, frames {frames}: at least 0, 1 and 1")
+        if not 0 < speeds[0] <= speeds[1]:
+            raise ValueError(f"speeds {tuple(speeds)}: the slowest above 0, then the fastest")
         if min(size) < 16 or any(side % 2 for side in size):
             raise ValueError(f"size {tuple(size)}: both sides must be even (colour is subsampled) and at least 16")
         self.recipe: dict[str, Any] = {
@@ -91,6 +95,7 @@ class EmbeddedDataset(UCF101):
             "clips_per_group": clips_per_group,
             "test_groups": test_groups,
             "frames": frames,
+            "speeds": list(speeds),
             "size": list(size),
         }
 
@@ -175,7 +180,8 @@ class EmbeddedDataset(UCF101):
         for group, names in groupby(shown, key=lambda name: name.group):
             appearance = draw_appearance(np.random.default_rng([seed, 1, group]), first_hue + _GOLDEN * group)
             for name in names:
-                scene = draw_scene(np.random.default_rng([seed, 2, crc32(name.motion.encode()), group, name.clip]))
+                rng = np.random.default_rng([seed, 2, crc32(name.motion.encode()), group, name.clip])
+                scene = draw_scene(rng, self.recipe["speeds"])
                 motion = MOTIONS[name.motion]
                 pictures = draw_clip(appearance, scene, motion, frames=frames, frame_rate=FRAME_RATE, size=size)
                 _write_video(self._path(name), pictures, size)

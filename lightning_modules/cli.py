@@ -81,7 +81,7 @@ class FlowFoolCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         plugins, callbacks = _as_list(given.plugins), _as_list(given.callbacks)
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(TQDMProgressBar(refresh_rate=10))
+            callbacks.append(TQDMProgressBar())
         return super().instantiate_trainer(plugins=[*plugins, WholeCheckpoints()], callbacks=callbacks, **kwargs)
 
     def _prepare_run_folder(self) -> None:
