@@ -43,6 +43,9 @@ export FLOWNET2
 # Threads that wait for each other asleep: spinning ones take the cores from the processes that load the data.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# In Weights & Biases the steps of a preset are runs of one group, named after their folders.
+export WANDB_RUN_GROUP ?= $(PRESET)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 train-classifiers attack-sweep test test-all lint format clean FORCE
@@ -63,19 +66,19 @@ data: $(INSTALLED) ## check the videos, or render the embedded ones, and say wha
 
 train-flownet2: $(FINE_TUNED) ## fine-tune FlowNet2 on TV-L1 flow
 $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(RUN)/flownet2.args | $(INSTALLED)
-	$(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(FLOWNET2_ARGS)
+	WANDB_NAME=flownet2 $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(FLOWNET2_ARGS)
 	@touch $@
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
 $(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
-	FLOW=$* FLOW_YAML=$(call flow_yaml,$*) $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
+	WANDB_NAME=classifier-$* FLOW=$* FLOW_YAML=$(call flow_yaml,$*) $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
 	@touch $@
 
 attack-sweep: $(RESULTS) ## attack the whole system at every epsilon, white-box and by transfer
 	@cat $(RUN)/attack-sweep/tables.txt
 	@echo "Tables, figures and records: $(RUN)/attack-sweep"
 $(RESULTS): $(CONFIG)/attack-sweep.yaml $(RUN)/attack-sweep.args $(CLASSIFIERS) | $(INSTALLED)
-	$(LIGHTNING) test --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(SWEEP_ARGS)
+	WANDB_NAME=attack-sweep $(LIGHTNING) test --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(SWEEP_ARGS)
 	@touch $@
 
 # Each changes only when the arguments of its step do, so that other arguments are not silently ignored.
