@@ -27,6 +27,8 @@ INSTALLED := $(VENV)/installed
 RESULTS := $(RUN)/attack-sweep/results.json
 FLOWS := tvl1 farneback flownet2
 FINE_TUNED := $(RUN)/flownet2/final.ckpt
+# Where one of these has changed, the step looks again: it goes on, finds nothing to do, or says what differs.
+PARTS := $(CONFIG)/dataset.yaml $(CONFIG)/flownet2.yaml $(wildcard configs/flow/*.yaml configs/classifier/*.yaml)
 CLASSIFIERS := $(FLOWS:%=$(RUN)/classifiers/%/final.ckpt)
 
 # An algorithm's YAML: the preset's own network, or a shared one. Relative to the preset's folder, as all names in its YAMLs.
@@ -65,24 +67,24 @@ data: $(INSTALLED) ## check the videos, or render the embedded ones, and say wha
 	$(VENV)/bin/python -m datamodules --dataset $(CONFIG)/dataset.yaml
 
 train-flownet2: $(FINE_TUNED) ## fine-tune FlowNet2 on TV-L1 flow
-$(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(RUN)/flownet2.args | $(INSTALLED)
+$(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(INSTALLED)
 	WANDB_NAME=flownet2 $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(FLOWNET2_ARGS)
-	@touch $@
+	@touch -c $@
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
-$(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
+$(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(PARTS) $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
 	WANDB_NAME=classifier-$* FLOW=$* FLOW_YAML=$(call flow_yaml,$*) $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
-	@touch $@
+	@touch -c $@
 
 attack-sweep: $(RESULTS) ## attack the whole system at every epsilon, white-box and by transfer
-	@cat $(RUN)/attack-sweep/tables.txt
-	@echo "Tables, figures and records: $(RUN)/attack-sweep"
-$(RESULTS): $(CONFIG)/attack-sweep.yaml $(RUN)/attack-sweep.args $(CLASSIFIERS) | $(INSTALLED)
+	$(if $(PRINTED),,@cat $(RUN)/attack-sweep/tables.txt; echo "Report: $(RUN)/attack-sweep")
+$(RESULTS): $(CONFIG)/attack-sweep.yaml $(PARTS) $(RUN)/attack-sweep.args $(CLASSIFIERS) | $(INSTALLED)
 	WANDB_NAME=attack-sweep $(LIGHTNING) test --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(SWEEP_ARGS)
-	@touch $@
+	@touch -c $@
+	$(eval PRINTED := 1)
 
 # Each changes only when the arguments of its step do, so that other arguments are not silently ignored.
-$(RUN)/flownet2.args: STEP_ARGS = $(FLOWNET2_ARGS)
+$(RUN)/flownet2.args: STEP_ARGS = $(FLOWNET2) $(FLOWNET2_ARGS)
 $(RUN)/classifiers.args: STEP_ARGS = $(CLASSIFIER_ARGS)
 $(RUN)/attack-sweep.args: STEP_ARGS = $(SWEEP_ARGS)
 $(RUN)/%.args: FORCE

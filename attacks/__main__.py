@@ -1,5 +1,6 @@
 """`python -m attacks report FOLDER`: tables and figures once more, from the records that a sweep left."""
 
+import sys
 from pathlib import Path
 
 from jsonargparse import CLI
@@ -19,4 +20,7 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    CLI({"report": report}, as_positional=True)
+    try:
+        CLI({"report": report}, as_positional=True)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"Error: {error}")

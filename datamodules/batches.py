@@ -29,7 +29,7 @@ class FlowStackBatch(NamedTuple):
 
 
 class VideoBatch(NamedTuple):
-    """One whole video: all its non-overlapping stacks, in order (section 5.2)."""
+    """One video: its non-overlapping stacks, from the first on (section 5.2)."""
 
     frames: Tensor
     """(S, T, 3, H, W)"""

@@ -54,6 +54,7 @@ def precompute(
         for fault in results:
             failed += [fault] if fault else []
             bar.update()
+    estimator.to("cpu")
     if failed:
         named = "\n  ".join(failed[:_NAMED])
         more = f"\n  … and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
@@ -93,7 +94,7 @@ def _store_clip(dataset: VideoDataset, clip: Clip, estimator: nn.Module, store: 
     """Decode, estimate, store; returns what went wrong with this clip, if anything did."""
     try:
         store.write(clip, estimate_clip(dataset.decode(clip), estimator))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, cv2.error) as error:
         message = str(error)
         return message if str(clip.path) in message else f"{clip.path}: {message}"
     return None

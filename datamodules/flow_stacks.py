@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import FlowStackBatch
+from datamodules.flow_codec import FLOW_BOUND
 from datamodules.flow_store import FlowStore
 from datamodules.transforms import centre_crop, flip_flow, random_scaled_crop
 from datamodules.video_data import FlowData
@@ -28,7 +29,7 @@ class FlowStacks(FlowData):
             classes.
         stack_length: frames of a stack.
         stacks_per_clip: training stacks drawn from each clip in an epoch.
-        batch_size: stacks.
+        batch_size: stacks in a training step, over all processes.
         num_workers: processes that load batches.
         extraction_workers: processes that compute missing flow; default one per core.
     """
@@ -56,6 +57,10 @@ class FlowStacks(FlowData):
             num_workers=num_workers,
             extraction_workers=extraction_workers,
         )
+        if crop < 1 or batch_size < 1 or stacks_per_clip < 1:
+            raise ValueError(
+                f"crop {crop}, batch_size {batch_size}, stacks_per_clip {stacks_per_clip}: at least 1 each"
+            )
         if not all(0 < scale <= 1 for scale in scales):
             raise ValueError(
                 f"scales {scales}: each must lie above 0 and at most at 1, a fraction of the frame's shorter side"
@@ -78,7 +83,8 @@ class FlowStacks(FlowData):
             scales=self.scales,
             flip=self.flip,
         )
-        return self.loader(data, shuffle=True, batch_size=self.batch_size, drop_last=len(data) > self.batch_size)
+        size = self.per_process(self.batch_size)
+        return self.loader(data, shuffle=True, batch_size=size, drop_last=self.per_process(len(data)) > size)
 
     def val_dataloader(self) -> DataLoader:
         """FlowStackBatch of all non-overlapping stacks of the test clips."""
@@ -113,6 +119,7 @@ class RandomStacks(Dataset[FlowStackBatch]):
         clip = self.clips[index]
         start = int(torch.randint(self.counts[index] - self.length + 1, ()))
         flow = random_scaled_crop(torch.from_numpy(self.store.read(clip, start, self.length)), self.crop, self.scales)
+        flow = flow.clamp(-FLOW_BOUND, FLOW_BOUND)  # an enlarged crop has longer vectors
         if self.flip and torch.rand(()) < 0.5:
             flow = flip_flow(flow)
         return FlowStackBatch(flow.flatten(0, 1), torch.tensor(clip.label), torch.tensor(index))

@@ -10,12 +10,13 @@ from datamodules.video_dataset import Clip, VideoDataset
 
 
 class FrameStacks(VideoData):
-    """The test clips, each with all its non-overlapping stacks: the stack level counts stacks, the video level clips.
+    """The test clips, each with its non-overlapping stacks: the stack level counts stacks, the video level clips.
 
     Args:
         dataset: the videos.
         stack_length: frames of a stack.
-        max_stacks: take only this many stacks of a clip, spread evenly; None takes all, as the paper does.
+        max_stacks: take only the first stacks of a clip, at most so many; None takes all, as the paper does. The video
+            level is the mean over those taken.
         max_clips: attack only this many test clips, spread evenly over the list (and so over the classes); None takes
             all.
         num_workers: processes that decode videos.
@@ -31,6 +32,9 @@ class FrameStacks(VideoData):
         num_workers: int = 1,
     ) -> None:
         super().__init__(dataset, stack_length=stack_length, num_workers=num_workers)
+        for name, value in (("max_stacks", max_stacks), ("max_clips", max_clips)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: at least 1, or null for all")
         self.max_stacks = max_stacks
         self.max_clips = max_clips
 
@@ -65,9 +69,10 @@ class Videos(Dataset[VideoBatch]):
         whole = len(images) // self.stack_length
         if whole == 0:
             raise ValueError(short_clip(clip, len(images), self.stack_length))
-        stacks = to_frames(images[: whole * self.stack_length]).unflatten(0, (whole, self.stack_length))
+        taken = min(whole, self.max_stacks or whole)
+        stacks = to_frames(images[: taken * self.stack_length]).unflatten(0, (taken, self.stack_length))
         return VideoBatch(
-            stacks[spread(whole, self.max_stacks)].contiguous(),
+            stacks,
             torch.tensor(clip.label),
             torch.tensor(self.chosen[index]),
         )

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from datamodules.video_dataset import Clip, Subset
+from datamodules.video_dataset import Clip, Subset, VideoDataset
 from datamodules.video_decode import decode_video
 
 _NAMED = 10  # how many missing clips an error lists by name
 
 
-class UCF101:
+class UCF101(VideoDataset):
     """The clips of one official split, decoded at 12 frames per second.
 
     Args:
@@ -172,7 +172,7 @@ class UCF101:
             present[subset] = [name for name in of_wanted if name.lower() in files]
             missing += [name for name in of_wanted if name.lower() not in files]
         if missing and not self.allow_missing:
-            raise FileNotFoundError(self._missing_message(missing))
+            raise FileNotFoundError(self._missing_message(missing, sum(map(len, present.values())) + len(missing)))
 
         covered = [{name.split("/")[0].lower() for name in names} for names in present.values()]
         classes = [name for name in wanted if all(name.lower() in subset for subset in covered)]
@@ -204,12 +204,12 @@ class UCF101:
         chosen = {name.lower() for name in self.only_classes}
         return [name for name in self._official_classes if name.lower() in chosen]
 
-    def _missing_message(self, missing: list[str]) -> str:
-        total = sum(len(names) for names in self._listed.values())
+    def _missing_message(self, missing: list[str], total: int) -> str:
         named = "\n  ".join(missing[:_NAMED])
         more = f"\n  … and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         return (
-            f"{self.video_folder}: {len(missing)} of {total} clips that split {self.split} lists are missing:\n "
+            f"{self.video_folder}: {len(missing)} of {total} clips that split {self.split} lists for its "
+            f"classes are missing:\n "
             f" {named}{more}\n"
             "Complete the download; or, to use a part on purpose, name its `classes` or set `allow_missing: true`"
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -46,6 +47,10 @@ class VideoData(pl.LightningDataModule):
         """Make, download or check the videos."""
         self.dataset.prepare()
 
+    def per_process(self, count: int) -> int:
+        """One process's share of `count` items in a training step, rounded up."""
+        return -(-count // (1 if self.trainer is None else self.trainer.world_size))
+
     def loader(self, data: Dataset, *, shuffle: bool = False, **options: Any) -> DataLoader:
         """A DataLoader with this module's workers."""
         # Workers that live on hold random state that no resume restores: training gets new ones each epoch.
@@ -54,6 +59,7 @@ class VideoData(pl.LightningDataModule):
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and not shuffle,
+            worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
             **options,
         )
@@ -100,6 +106,10 @@ class FlowData(VideoData):
             if counts[-1] < at_least:
                 raise ValueError(short_clip(clip, counts[-1] + 1, at_least + 1))
         return counts
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)  # the workers are the parallel work
 
 
 def short_clip(clip: Clip, frames: int, needed: int) -> str:

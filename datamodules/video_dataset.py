@@ -1,7 +1,8 @@
-"""What a dataset of labelled videos offers; implement this and every command works on your videos."""
+"""What a dataset of labelled videos offers; subclass this and every command works on your videos."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,26 +21,32 @@ class Clip(NamedTuple):
     """Clips of a group show the same scene: `Archery_g01`."""
 
 
-class VideoDataset(Protocol):
+class VideoDataset(ABC):
     """Labelled videos with a train and a test subset."""
 
     @property
+    @abstractmethod
     def classes(self) -> list[str]:
         """Class names; a clip's label is an index into them."""
 
     @property
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What decides which clips and labels come out, JSON-able, without paths."""
 
     @property
+    @abstractmethod
     def frame_settings(self) -> dict[str, Any]:
         """What decides the frames of a clip of a given name, JSON-able, without paths."""
 
+    @abstractmethod
     def prepare(self) -> None:
         """Make, download or check what is needed; called on one process."""
 
+    @abstractmethod
     def clips(self, subset: Subset) -> list[Clip]:
         """The subset's clips, in a fixed order."""
 
+    @abstractmethod
     def decode(self, clip: Clip) -> np.ndarray:
         """The clip's frames, uint8 RGB (T, H, W, 3)."""

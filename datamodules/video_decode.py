@@ -31,13 +31,14 @@ def decode_video(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, holds no frame, or has fewer frames per second than asked for; names
-            the file.
+        ValueError: the file cannot be decoded, is cut off, holds no frame, or has fewer frames per second than asked
+            for; names the file.
     """
     import av
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such video")
+    _refuse_cut_off(path)
     stamps: list[float | None] = []
     frames: list[av.VideoFrame] = []
     # B-frames may lag a few places behind their time stamp: look that much further before stopping early.
@@ -66,6 +67,17 @@ def decode_video(
         )
     chosen = nearest_in_time(seconds, frame_rate)[:max_frames]
     return np.stack([_resize(frames[i].to_ndarray(format="rgb24"), frame_size) for i in chosen])
+
+
+def _refuse_cut_off(path: Path) -> None:
+    """A download that broke off decodes without complaint, as a shorter clip; an AVI says how long it should be."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    size = path.stat().st_size
+    if head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") + 8 > size:
+        raise ValueError(
+            f"{path}: cut off, {size} of {int.from_bytes(head[4:], 'little') + 8} bytes; download it again"
+        )
 
 
 def display_times(stamps: list[float | None], rate: float) -> list[float]:

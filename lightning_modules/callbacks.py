@@ -30,7 +30,7 @@ class RunConfig(SaveConfigCallback):
         self.already_saved = True
         dumped = self.parser.dump(self.config)
         run = RunFolder(trainer.default_root_dir)
-        if stage == "fit" or not run.started:
+        if stage == "fit" or not (run.started or run.config.exists()):
             with whole_file(run.config) as partial:
                 partial.write_text(dumped)
         for logger in trainer.loggers:
@@ -62,14 +62,25 @@ class FinalWeights(Callback):
             self.metrics = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, **values}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        if trainer.global_step == 0:
+            raise ValueError(
+                "the training took no step: its DataLoader has no whole batch for each process; lower `batch_size` or "
+                "the number of processes"
+            )
+        if trainer.is_global_zero:
+            self._leave_final_weights(trainer, pl_module)
+        trainer.strategy.barrier("final weights")
+
+    def _leave_final_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = RunFolder(trainer.default_root_dir)
         with whole_file(run.metrics) as partial:
             partial.write_text(json.dumps(self.metrics, indent=2) + "\n")
         network = getattr(pl_module, "trained", pl_module)
         with whole_file(run.final) as partial:
-            torch.save({"state_dict": network.state_dict(), "classes": _classes(trainer)}, partial)
+            content = {"state_dict": network.state_dict(), "classes": _classes(trainer), "flow": _flow(trainer)}
+            torch.save(content, partial)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_artifact(logger, run, self.metrics)
@@ -118,6 +129,12 @@ def _seed(*position: int) -> None:
 def _classes(trainer: Trainer) -> list[str] | None:
     classes = getattr(getattr(trainer, "datamodule", None), "classes", None)
     return None if classes is None else list(classes)
+
+
+def _flow(trainer: Trainer) -> dict[str, Any] | None:
+    """Settings of the estimator whose flow the network was trained on."""
+    store = getattr(getattr(trainer, "datamodule", None), "store", None)
+    return None if store is None else store.manifest["estimator"]
 
 
 def _log_artifact(logger: WandbLogger, run: RunFolder, metrics: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `python -m lightning_modules fit|validate|test|predict --config …`.
+"""The command line: `python -m lightning_modules fit|validate|test --config …`.
 
 LightningCLI with run folders that resume by themselves, offline W&B without a key, and errors of one message.
 """
@@ -21,7 +21,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from lightning_modules import yaml_environment
+from datamodules import yaml_environment
 from lightning_modules.callbacks import EpochSeed, FinalWeights, RunConfig
 from lightning_modules.run_folder import RunFolder, WholeCheckpoints
 
@@ -102,6 +102,27 @@ class FlowFoolCLI(LightningCLI):
         if arguments["ckpt_path"] is None and not self.config.fit.trainer.fast_dev_run:
             last = RunFolder(self.trainer.default_root_dir).last_checkpoint
             arguments["ckpt_path"] = None if last is None else str(last)
+
+    def before_test(self) -> None:
+        self._find_trained_weights("test")
+
+    def before_validate(self) -> None:
+        self._find_trained_weights("validate")
+
+    def _find_trained_weights(self, subcommand: str) -> None:
+        """What is trained here is tested with the weights of its run folder; a system under attack brings its own."""
+        arguments = self.config_init[subcommand]
+        if arguments["ckpt_path"] is not None or not hasattr(self.model, "trained"):
+            return
+        folder = self.trainer.default_root_dir
+        last = RunFolder(folder).last_checkpoint
+        if last is None:
+            raise ValueError(
+                f"{folder} holds no checkpoint to {subcommand}: give --trainer.default_root_dir the folder of a "
+                f"training, "
+                "or --ckpt_path a file"
+            )
+        arguments["ckpt_path"] = str(last)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}

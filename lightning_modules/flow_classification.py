@@ -75,9 +75,10 @@ class FlowClassification(LightningModule):
     def _evaluate(self, batch: FlowStackBatch, counted: Tensor, stage: str) -> None:
         counted = counted.to(batch.label.device)
         logits, labels, clips = self(batch.flow)[counted], batch.label[counted], batch.clip[counted]
-        self.loss(F.cross_entropy(logits, labels, reduction="none"))
-        self.stack_accuracy(logits, labels)
-        self.video_accuracy(logits.softmax(1), labels, clips)
+        if len(labels):
+            self.loss.update(F.cross_entropy(logits, labels, reduction="none"))
+            self.stack_accuracy.update(logits, labels)
+            self.video_accuracy.update(logits.softmax(1), labels, clips)
         self.log_dict(
             {
                 f"{stage}/loss": self.loss,

@@ -4,6 +4,7 @@ from the class to the frames where the flow estimator has one.
 The classifier was trained on 8-bit flow; whether the attacked system rounds its flow too is the option `eight_bit`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.batches import VideoBatch
 from datamodules.flow_codec import FLOW_BOUND, quantise
+from datamodules.flow_store import differences
 from datamodules.transforms import centre_crop
 from lightning_modules.checkpoints import load_weights, read_state
 from lightning_modules.classifiers.factory import ClassifierFactory
@@ -34,7 +36,8 @@ class ModelUnderAttack(LightningModule):
 
     Raises:
         FileNotFoundError, CheckpointError: the checkpoint is missing or of another network; names it.
-        ValueError: the number of classes is unknown, or not the checkpoint's.
+        ValueError: the number of classes is unknown, or not the checkpoint's; the classifier was trained on other flow
+            than the estimator's.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class ModelUnderAttack(LightningModule):
         super().__init__()
         self.crop, self.eight_bit = crop, eight_bit
         self.classifier_checkpoint = classifier_checkpoint
-        self.classes = None if classifier_checkpoint is None else _stored_classes(classifier_checkpoint)
+        self.classes = None if classifier_checkpoint is None else _stored(classifier_checkpoint, "classes")
         self.estimator = estimator
         if not isinstance(classifier, nn.Module):
             classifier = classifier(num_classes=self._number_of_classes(num_classes))
@@ -59,6 +62,7 @@ class ModelUnderAttack(LightningModule):
             load_weights(self.classifier, classifier_checkpoint, prefix="classifier.")
         self.stack_accuracy = MeanMetric()
         self.video_accuracy = VideoAccuracy()
+        self._check_flow()
         self.requires_grad_(False)
         self.train(False)
 
@@ -129,6 +133,19 @@ class ModelUnderAttack(LightningModule):
                 "dataset that it was trained on"
             )
 
+    def _check_flow(self) -> None:
+        """Whether the classifier was trained on this estimator's flow, where its checkpoint says on which."""
+        trained_on = None if self.classifier_checkpoint is None else _stored(self.classifier_checkpoint, "flow")
+        if trained_on is None:
+            return
+        differing = differences(trained_on, json.loads(json.dumps(self.estimator.settings)))
+        if differing:
+            raise ValueError(
+                f"{self.classifier_checkpoint} was trained on other flow than the estimator's: {'; '.join(differing)}; "
+                "remove that training's folder to train the classifier anew, or attack with the estimator it "
+                "was trained on"
+            )
+
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:
         # Stack by stack: a long video's flow pairs would not fit a small device at once.
         logits = torch.cat([self(stack) for stack in batch.frames.split(1)])
@@ -157,10 +174,10 @@ class ModelUnderAttack(LightningModule):
         return len(self.classes) if self.classes is not None else int(given or 0)
 
 
-def _stored_classes(checkpoint: Path) -> list[str] | None:
-    """The class names that a run's checkpoint holds beside its weights; None where another tool wrote it."""
+def _stored(checkpoint: Path, key: str) -> Any:
+    """What a run's checkpoint holds beside its weights; None where another tool wrote it."""
     read_state(checkpoint)  # says in words what is wrong with the file
-    return torch.load(checkpoint, map_location="cpu", weights_only=True).get("classes")
+    return torch.load(checkpoint, map_location="cpu", weights_only=True).get(key)
 
 
 def _difference(stored: list[str], dataset: list[str]) -> str:

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
 
-from lightning_modules import yaml_environment
+from datamodules import yaml_environment
 from lightning_modules.cli import FlowFoolCLI, main
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -33,5 +33,9 @@ def write_report(folder: Path) -> Report:
     results = load_results(folder)
     tables = all_tables(results)
     write_tables(folder, tables)
-    (folder / "results.json").write_text(json.dumps(results_json(results, tables), indent=1, ensure_ascii=False) + "\n")
-    return Report(folder, results, tables, write_figures(folder, results))
+    figures = write_figures(folder, results)
+    # Last and whole: its presence says that the report is finished.
+    part = folder / "results.json.part"
+    part.write_text(json.dumps(results_json(results, tables), indent=1, ensure_ascii=False) + "\n")
+    part.replace(folder / "results.json")
+    return Report(folder, results, tables, figures)

@@ -1,5 +1,7 @@
 """The three DataModules on a small tree of real videos."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -110,3 +112,22 @@ def test_scales_are_fractions(flow_options):
 def test_frames_are_scaled_exactly():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     assert torch.equal(torch.round(to_frames(levels) * 255).byte(), torch.from_numpy(levels).movedim(-1, -3))
+
+
+def test_limits_that_select_nothing_are_named(flow_options):
+    for name in ("max_stacks", "max_clips"):
+        with pytest.raises(ValueError, match=f"{name} 0: at least 1"):
+            FrameStacks(flow_options["dataset"], **{name: 0})
+    with pytest.raises(ValueError, match="pairs_at_once 0"):
+        FlowPairs(**flow_options, pairs_at_once=0)
+    with pytest.raises(ValueError, match="batch_size 0"):
+        FlowStacks(**flow_options, batch_size=0)
+
+
+def test_a_training_batch_is_shared_by_the_processes(flow_options):
+    data = FlowStacks(**flow_options, batch_size=5)
+    assert data.per_process(5) == 5
+    data.trainer = SimpleNamespace(world_size=2)
+    assert data.per_process(5) == 3
+    data.prepare_data()
+    assert data.train_dataloader().batch_size == 3

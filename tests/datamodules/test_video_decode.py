@@ -71,3 +71,21 @@ def test_a_source_slower_than_asked_is_an_error(tmp_path, video_writer, texture)
     video_writer(tmp_path / "slow.avi", texture(4), rate=8)
     with pytest.raises(ValueError, match=r"slow\.avi: has 8 frames per second, fewer than the 12"):
         decode_video(tmp_path / "slow.avi")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_download_that_broke_off_is_not_a_shorter_clip(tmp_path, video_writer, texture, share):
+    path = tmp_path / "half.avi"
+    video_writer(path, texture(5))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=rf"half\.avi: cut off, {int(share * len(whole))} of {len(whole)} bytes"):
+        decode_video(path)
+
+
+def test_no_real_clip_is_taken_for_one(ucf101_root):
+    clips = sorted(ucf101_root.glob("UCF-101*/*/*.avi"))
+    assert clips
+    for clip in clips:
+        head = clip.read_bytes()[:8]
+        assert head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") + 8 <= clip.stat().st_size, clip

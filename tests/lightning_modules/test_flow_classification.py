@@ -97,9 +97,10 @@ def test_rows_of_one_item_count_together() -> None:
     assert counted_once(repeated, 0, 5).tolist() == [False] * 5
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_trainer_logs_the_accuracies_in_one_process_and_in_two(devices: int, tmp_path) -> None:
-    """Seven stacks over two processes: one is dealt twice, and clips 0, 1 and 3 lie in both."""
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 2), (2, 2), (2, 3)])
+def test_trainer_logs_the_accuracies_in_one_process_and_in_two(devices: int, batch_size: int, tmp_path) -> None:
+    """Seven stacks over two processes: one is dealt twice, and clips 0, 1 and 3 lie in both. In batches of three, the
+    second process's last is nothing but the repeated stack."""
     torch.manual_seed(0)
     module = FlowClassification(classifier=GivenLogits, num_classes=3, optimizer=torch.optim.SGD)
     trainer = pl.Trainer(
@@ -112,7 +113,7 @@ def test_trainer_logs_the_accuracies_in_one_process_and_in_two(devices: int, tmp
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    loader = DataLoader(Given(), batch_size=2)
+    loader = DataLoader(Given(), batch_size=batch_size)
     for stage, evaluate in (("val", trainer.validate), ("test", trainer.test)):
         (logged,) = evaluate(module, loader, verbose=False)
         assert logged[f"{stage}/stack_accuracy"] == pytest.approx(STACK_ACCURACY)

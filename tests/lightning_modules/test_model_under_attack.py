@@ -208,6 +208,15 @@ def test_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
         system(classifier=resnet18, classifier_checkpoint=tmp_path / "none.ckpt")
 
 
+def test_a_classifier_of_other_flow_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "final.ckpt", ["a", "b", "c"])
+    content = torch.load(tmp_path / "final.ckpt", weights_only=True)
+    torch.save({**content, "flow": SmoothFlow(2.0).settings}, tmp_path / "final.ckpt")
+    with pytest.raises(ValueError, match=r"final\.ckpt was trained on other flow .*scale: 2\.0 there, 3\.0 asked for"):
+        system(classifier=resnet18, classifier_checkpoint=tmp_path / "final.ckpt")
+    system(estimator=SmoothFlow(2.0), classifier=resnet18, classifier_checkpoint=tmp_path / "final.ckpt")
+
+
 def test_classes_must_be_known_and_the_datasets(tmp_path: Path) -> None:
     checkpoint(tmp_path / "foreign.ckpt", None)
     with pytest.raises(ValueError, match=r"foreign\.ckpt stores none.*num_classes"):
