@@ -8,14 +8,14 @@ from lightning_modules.classifiers.resnet import ResNet
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_it_is_torchvisions_network_on_the_scaled_stack(depth: int) -> None:
-    network = ResNet(num_classes=7, depth=depth, stack_length=3, flow_scale=5.0).eval()
+    network = ResNet(num_classes=7, depth=depth, stack_length=3, flow_scale=5.0).double().eval()
     reference = torchvision.models.get_model(f"resnet{depth}", num_classes=7)
     reference.conv1 = nn.Conv2d(6, 64, 7, stride=2, padding=3, bias=False)
     reference.load_state_dict(
         {key.removeprefix("network.").replace("fc.1.", "fc."): value for key, value in network.state_dict().items()}
     )
-    flow = 20 * torch.randn(2, 6, 64, 64)
-    torch.testing.assert_close(network(flow), reference.eval()(flow / 5.0))
+    flow = 20 * torch.randn(2, 6, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(network(flow), reference.double().eval()(flow / 5.0))
 
 
 @pytest.mark.parametrize("size", [56, 112])
