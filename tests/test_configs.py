@@ -107,7 +107,7 @@ def model_of(step: str, scratch: Path, *, num_classes: int | None = None) -> Lig
     yaml_environment.install()
     parser = ArgumentParser(parser_mode=yaml_environment.MODE)
     parser.add_argument("--config", action="config")
-    parser.add_argument("--model", type=LightningModule)
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
     model = yaml.safe_load(yaml_environment.resolve((CONFIGS / "paper" / f"{step}.yaml").read_text()))["model"]
     if num_classes is not None:
         assert model["init_args"]["classifier"]["init_args"].pop("imagenet") is True
