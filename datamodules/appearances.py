@@ -35,10 +35,10 @@ def draw_appearance(rng: np.random.Generator, hue: float) -> Appearance:
     opposite = hue + 0.5
     return Appearance(
         surface=_texture(rng, OCTAVES),
-        surface_colours=_colours([hue - turn, hue, hue + turn], saturation=0.95, luma=(0.3, 0.44, 0.6)),
+        surface_colours=_colours([hue - turn, hue, hue + turn], saturation=0.95, luma=(0.26, 0.45, 0.66)),
         background=_texture(rng, 1)[0],
         background_colours=_colours(
-            [opposite - turn / 2, opposite, opposite + turn / 2], saturation=0.6, luma=(0.3, 0.38, 0.49)
+            [opposite - turn / 2, opposite, opposite + turn / 2], saturation=0.6, luma=(0.25, 0.36, 0.51)
         ),
         outline=_outline(rng),
     )

@@ -20,7 +20,7 @@ FRAME_RATE = 25
 """Frames per second of the files, as of most of UCF-101's."""
 
 _DRAWING = 1  # raise it when a seed comes to be drawn otherwise, so that no folder mixes the two
-_QUANTISER = 2  # of 1 to 31, in MPEG-4
+_QUANTISER = 3  # of 1 to 31, in MPEG-4
 _GOLDEN = 0.618034  # steps on the hue circle by which any number of groups keep their colours apart
 
 
