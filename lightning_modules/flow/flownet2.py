@@ -6,6 +6,7 @@ with zero biases where a network is trained from scratch; a width factor. Networ
 """
 
 import hashlib
+from abc import abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -270,9 +271,9 @@ class FlowNet2SD(Alone, FlowNetSD):
 class Stack(nn.Module):
     """What is trained on its one full-size flow in pixels: FlowNet2, CS, CSS."""
 
+    @abstractmethod
     def flow(self, pair: Tensor) -> Tensor:
         """Flow (N, 2, H, W) in pixels."""
-        raise NotImplementedError
 
     def training_flows(self, pair: Tensor) -> Flows:
         """The full-size flow in pixels, alone."""
