@@ -53,7 +53,7 @@ class Attack(ABC):
     """
 
     name: str
-    """As in the records and the report."""
+    """As the paper calls it; the records call it by its name in the sweep."""
     dense: ClassVar[bool]
     """All frames of all stacks are perturbed, right or wrong when clean; decides the video level (section 5.2)."""
     needs_gradient: ClassVar[bool] = True

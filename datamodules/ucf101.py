@@ -209,8 +209,7 @@ class UCF101(VideoDataset):
         more = f"\n  … and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         return (
             f"{self.video_folder}: {len(missing)} of {total} clips that split {self.split} lists for its "
-            f"classes are missing:\n "
-            f" {named}{more}\n"
+            f"classes are missing:\n  {named}{more}\n"
             "Complete the download; or, to use a part on purpose, name its `classes` or set `allow_missing: true`"
         )
 
