@@ -38,7 +38,8 @@ class RunConfig(SaveConfigCallback):
 
 
 class FinalWeights(Callback):
-    """When a training is finished: metrics.json, then final.ckpt with the trained network's weights and its classes.
+    """When a training is finished: metrics.json, then final.ckpt with the trained network's weights, its settings and
+    its classes.
 
     final.ckpt appears last and whole, so that its presence means a finished training. With a W&B logger it is also an
     artifact of the run.
@@ -79,7 +80,12 @@ class FinalWeights(Callback):
             partial.write_text(json.dumps(self.metrics, indent=2) + "\n")
         network = getattr(pl_module, "trained", pl_module)
         with whole_file(run.final) as partial:
-            content = {"state_dict": network.state_dict(), "classes": _classes(trainer), "flow": _flow(trainer)}
+            content = {
+                "state_dict": network.state_dict(),
+                "classes": _classes(trainer),
+                "flow": _flow(trainer),
+                "settings": getattr(network, "settings", None),
+            }
             torch.save(content, partial)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

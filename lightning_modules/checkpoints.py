@@ -63,8 +63,34 @@ def load_weights(
     module.load_state_dict({**{k: v for k, v in expected.items() if k not in state}, **state})
 
 
+def read_entry(path: Path, key: str) -> Any:
+    """What a run's checkpoint holds beside its weights; None where another tool wrote it."""
+    return _read(path)[1].get(key)
+
+
+def check_trained_with(path: Path | str, options: dict[str, Any]) -> None:
+    """Whether a network's own options, those that its weights do not show, are what it was trained with; passes where
+    the file does not say.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `load_weights`; another value names the file, the option and both values.
+    """
+    recorded = read_entry(Path(path), "settings") or {}
+    for option, value in options.items():
+        if option in recorded and recorded[option] != value:
+            raise CheckpointError(
+                f"{path} was trained with {option} {recorded[option]!r}, but {value!r} is configured: set {option} to "
+                f"{recorded[option]!r}, or train with {value!r}"
+            )
+
+
 def read_state(path: Path) -> State:
     """The state dict in a checkpoint file, keys as they are there."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[State, dict[str, Any]]:
+    """The state dict in a checkpoint file, and the whole of it."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}" + (" (a folder)" if path.is_dir() else ""))
     try:
@@ -79,7 +105,7 @@ def read_state(path: Path) -> State:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dict but {_describe(content)}")
-    return dict(state)
+    return dict(state), content
 
 
 def _under(state: State, prefix: str) -> State:

@@ -5,8 +5,8 @@ with zero biases where a network is trained from scratch; a width factor. Networ
 (N, 3, 2, H, W) of RGB frames in 0..255 with H and W multiples of 64.
 """
 
-import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.checkpoints import load_weights
+from attacks.settings import weights_sha256
+from lightning_modules.checkpoints import check_trained_with, load_weights
 from lightning_modules.flow.correlation import DISPLACEMENTS, correlation
 from lightning_modules.flow.flownet_layers import (
     SLOPE,
@@ -29,12 +30,12 @@ from lightning_modules.flow.flownet_layers import (
     resample2d,
     upsample,
 )
+from lightning_modules.flow.frame_size import SizeRule, check_frames, check_size_rule, fit_frames, flow_at_size
 
 FLOW_SCALE = 20.0  # the networks predict twentieths of a pixel step
 MULTIPLE = 64
 Flows = tuple[Tensor, ...]
 Variant = Literal["FlowNet2", "FlowNet2C", "FlowNet2S", "FlowNet2SD", "FlowNet2CS", "FlowNet2CSS"]
-SizeRule = Literal["pad", "resize"]
 
 
 def scaled(channels: int, width: float) -> int:
@@ -405,9 +406,11 @@ class FlowNet2Estimator(nn.Module):
             computes False (0.5 px apart on random weights).
         sd_factor: what SD's output is multiplied by to be pixels. None is what NVIDIA's code does: 20 in FlowNet2SD and
             1/20 inside FlowNet2, for the same weights; with the published ones, one of the two is off by 400.
+        compiled: run the network through torch.compile: minutes at the first call of a size, then faster.
 
     Raises:
-        FileNotFoundError, CheckpointError: the checkpoint is missing, is none, or holds another network's weights.
+        FileNotFoundError, CheckpointError: the checkpoint is missing, is none, holds another network's weights, or was
+            trained by us with another size_rule, align_corners or sd_factor.
     """
 
     differentiable = True
@@ -422,12 +425,12 @@ class FlowNet2Estimator(nn.Module):
         checkpoint: Path | None = None,
         align_corners: bool = False,
         sd_factor: float | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f"unknown FlowNet2 variant {variant!r}: choose one of {', '.join(VARIANTS)}")
-        if size_rule not in ("pad", "resize"):
-            raise ValueError(f"unknown size rule {size_rule!r}: choose pad or resize")
+        check_size_rule(size_rule)
         if not width > 0:
             raise ValueError(f"the width of FlowNet2 is {width}: it must be positive (1.0 is the published network)")
         options: dict[str, Any] = {}
@@ -439,19 +442,19 @@ class FlowNet2Estimator(nn.Module):
         network = VARIANTS[variant](width=width, batch_norm=batch_norm, align_corners=align_corners, **options)
         if checkpoint is not None:
             load_weights(network, checkpoint, prefix="estimator.network.", identify=identify)
+            check_trained_with(
+                checkpoint, {"size_rule": size_rule, "align_corners": align_corners, "sd_factor": sd_factor}
+            )
         self.network = network.to(memory_format=torch.channels_last)
-        self.align_corners, self.sd_factor = align_corners, sd_factor
+        self.align_corners, self.sd_factor, self.compiled = align_corners, sd_factor, compiled
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in [0, 1] -> flow (B, T-1, 2, H, W) in pixels of that size."""
-        batch, steps, height, width = _sizes(frames)
-        fitted = self._fit(frames)
+        check_frames(frames, "FlowNet2")
+        fitted = fit_frames(frames, self.size_rule, multiple=MULTIPLE)
         pair = torch.stack((fitted[:, :-1], fitted[:, 1:]), 3).flatten(0, 1) * 255
-        flow = self.network.flow(pair)
-        if self.size_rule == "resize" and flow.shape[-2:] != (height, width):
-            scale = flow.new_tensor((width / flow.shape[-1], height / flow.shape[-2])).view(2, 1, 1)
-            flow = F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False) * scale
-        return flow[:, :, :height, :width].unflatten(0, (batch, steps))
+        flow = flow_at_size(self._run("flow", pair), self.size_rule, height=frames.shape[-2], width=frames.shape[-1])
+        return flow.unflatten(0, (len(frames), -1))
 
     def training_flows(self, frames: Tensor) -> Flows:
         """Frames (B, 2, 3, H, W) in [0, 1] -> the flows that the loss compares with the target, fine to coarse.
@@ -460,13 +463,17 @@ class FlowNet2Estimator(nn.Module):
         many as cover them, ceil(H / cell) x ceil(W / cell). FlowNet2, CS, CSS: one flow (B, 2, H, W) in pixels.
         So the loss needs no size rule: it averages the target over the pixels of each cell that exist.
         """
-        _, _, height, width = _sizes(frames)
-        fitted = self._fit(frames)
-        flows = self.network.training_flows(torch.stack((fitted[:, 0], fitted[:, 1]), 2) * 255)
+        check_frames(frames, "FlowNet2")
+        height, width = frames.shape[-2:]
+        fitted = fit_frames(frames, self.size_rule, multiple=MULTIPLE)
+        flows = self._run("training_flows", torch.stack((fitted[:, 0], fitted[:, 1]), 2) * 255)
         cells = [fitted.shape[-1] // flow.shape[-1] for flow in flows]
         if self.size_rule == "pad":
             return tuple(f[:, :, : -(-height // s), : -(-width // s)] for f, s in zip(flows, cells, strict=True))
         return tuple(_at_cells(f, s, height, width, fitted.shape[-2:]) for f, s in zip(flows, cells, strict=True))
+
+    def _run(self, method: str, pair: Tensor) -> Any:
+        return _compiled(method)(self.network, pair) if self.compiled else getattr(self.network, method)(pair)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -479,37 +486,15 @@ class FlowNet2Estimator(nn.Module):
             "size_rule": self.size_rule,
             "align_corners": self.align_corners,
             "sd_factor": self.sd_factor,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "weights_sha256": weights_sha256(self.network),
         }
 
-    def _fit(self, frames: Tensor) -> Tensor:
-        """Frames at a size the network takes, by the size rule."""
-        height, width = frames.shape[-2:]
-        fitted_height, fitted_width = -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
-        if (fitted_height, fitted_width) == (height, width):
-            return frames
-        flat = frames.flatten(0, 1)
-        if self.size_rule == "pad":
-            flat = F.pad(flat, (0, fitted_width - width, 0, fitted_height - height), mode="replicate")
-        else:
-            flat = F.interpolate(flat, size=(fitted_height, fitted_width), mode="bilinear", align_corners=False)
-        return flat.unflatten(0, frames.shape[:2])
 
-
-def weights_sha256(network: nn.Module) -> str:
-    """Digest of a state dict: its keys in order of the alphabet, shapes, types and bytes; the same on every device."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _sizes(frames: Tensor) -> tuple[int, int, int, int]:
-    if frames.dim() != 5 or frames.shape[1] < 2 or frames.shape[2] != 3:
-        raise ValueError(f"FlowNet2 needs frames (B, T >= 2, 3, H, W), not {tuple(frames.shape)}")
-    return frames.shape[0], frames.shape[1] - 1, frames.shape[3], frames.shape[4]
+@cache
+def _compiled(method: str) -> Callable[[nn.Module, Tensor], Any]:
+    # one function for all networks and none held by an estimator, so that estimators can be copied and sent to workers
+    return torch.compile(lambda network, pair: getattr(network, method)(pair))
 
 
 def _at_cells(flow: Tensor, cell: int, height: int, width: int, fitted: torch.Size) -> Tensor:

@@ -34,6 +34,22 @@ def test_modes_and_requires_grad_come_back(failing, system):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [("highest", False), ("high", True)])
+@pytest.mark.parametrize("before", [True, False])
+def test_convolutions_are_as_precise_as_products(monkeypatch, precision, tf32, before):
+    """cuDNN's own default is TF32; here it follows the one setting that people know, and comes back."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    standing = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        seen = []
+        with under_attack(nn.Identity()):
+            seen.append(torch.backends.cudnn.allow_tf32)
+        assert seen == [tf32] and torch.backends.cudnn.allow_tf32 is before
+    finally:
+        torch.set_float32_matmul_precision(standing)
+
+
 def test_only_live_pairs_are_estimated_and_their_frames_have_the_whole_gradient(system, stacks):
     victim = system(0)
     frames, labels = stacks(victim, 0, count=4)

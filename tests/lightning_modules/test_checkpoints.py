@@ -178,3 +178,14 @@ def test_files_without_a_state_dict_are_named(tmp_path, content):
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"something\.pt holds no state dict"):
         read_state(path)
+
+
+def test_options_that_weights_do_not_show_are_remembered(tmp_path):
+    """What FinalWeights leaves of a fine-tuning; a file that does not say passes."""
+    path, trained = tmp_path / "final.ckpt", FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, size_rule="resize")
+    torch.save({"state_dict": trained.state_dict(), "settings": trained.settings}, path)
+    FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, size_rule="resize", checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"final\.ckpt was trained with size_rule 'resize', but 'pad' is conf"):
+        FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, checkpoint=path)
+    torch.save({"state_dict": trained.state_dict()}, path)
+    FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, checkpoint=path)

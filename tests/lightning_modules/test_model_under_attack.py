@@ -275,3 +275,32 @@ def test_a_trainer_checks_the_classes(tmp_path: Path) -> None:
     model = system(classifier=resnet18, classifier_checkpoint=tmp_path / "final.ckpt")
     with pytest.raises(ValueError, match="class 2 is 'c' there and 'z' here"):
         trainer(tmp_path, devices=1).test(model, Data(["a", "b", "z"]), verbose=False)
+
+
+def test_bfloat16_changes_little_and_is_told() -> None:
+    torch.manual_seed(0)
+    parts = {
+        "estimator": FlowNet2Estimator(variant="FlowNet2S", width=0.125),
+        "classifier": ResNet(num_classes=3, depth=18, stack_length=FRAMES - 1),
+        "crop": 32,
+    }
+    exact, fast = ModelUnderAttack(**parts), ModelUnderAttack(**parts, precision="bfloat16")
+    dtypes = []
+    for module in fast.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    clip = frames(size=(64, 64)).requires_grad_()
+    logits, expected = fast(clip), exact(clip)
+    assert logits.dtype == torch.float32
+    assert set(dtypes[: len(dtypes) // 2]) == {torch.bfloat16, torch.float32}
+    assert 0 < (logits - expected).norm() < 0.1 * expected.norm()
+    flow = fast.estimate_flow(clip[:, 0], clip[:, 1])
+    assert flow.dtype == torch.float32 and fast.classify(flow[:, None].expand(-1, 3, -1, -1, -1)).dtype == torch.float32
+    gradient, wanted = (torch.autograd.grad(out.logsumexp(1).sum(), clip)[0].sign() for out in (logits, expected))
+    assert 0.8 < (gradient == wanted).float().mean() < 1
+    assert (exact.settings["precision"], fast.settings["precision"]) == ("float32", "bfloat16")
+
+
+def test_an_unknown_precision_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'float16'.*float32 or bfloat16"):
+        system(precision="float16")

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_modules.flow.flownet2 import VARIANTS, FlowNet2Estimator, identify, weights_sha256
+from attacks.settings import weights_sha256
+from lightning_modules.flow.flownet2 import VARIANTS, FlowNet2Estimator, identify
 from lightning_modules.flow.flownet_layers import PredictFlow, UpsampledFlow, upsample
 from lightning_modules.flow.losses import MultiScale
 
@@ -335,6 +336,19 @@ def test_flow_is_float32_under_autocast_and_close():
     assert flow.dtype == torch.float32
     assert set(dtypes) == {torch.float32}
     assert (flow - exact).norm() < 0.2 * exact.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["FlowNet2S", "FlowNet2"])
+def test_compiled_it_gives_the_same(variant):
+    plain, compiled = small(variant).float(), small(variant, compiled=True).float()
+    frames = torch.rand(1, 3, 3, 64, 64, requires_grad=True)
+    flows = [estimator(frames) for estimator in (plain, copy.deepcopy(compiled))]
+    torch.testing.assert_close(flows[1], flows[0], atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(flow.square().sum(), frames)[0] for flow in flows]
+    assert F.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99999
+    for one, two in zip(*(e.training_flows(frames[:, :2]) for e in (plain, compiled)), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("variant", STACKS)
