@@ -6,9 +6,10 @@ RUN := $(RUNS)/$(PRESET)
 PYTHON ?= python3
 VENV ?= .venv
 
-# Where UCF-101 lies (small, paper) and NVIDIA's FlowNet2 checkpoint (paper).
+# Where UCF-101 lies (small, paper) and NVIDIA's FlowNet2 checkpoint (paper); frame pairs with true flow (evaluate-flownet2).
 UCF101 ?=
 FLOWNET2 ?=
+TRUE_FLOW ?=
 
 # The Trainer's own flags, and more of them for one step, e.g. SWEEP_ARGS="--data.init_args.max_clips=10".
 DEVICES ?=
@@ -16,8 +17,9 @@ NODES ?=
 FLOWNET2_ARGS ?=
 CLASSIFIER_ARGS ?=
 SWEEP_ARGS ?=
+BENCH_ARGS ?=
 
-PRESETS := $(filter-out flow classifier attack logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
+PRESETS := $(filter-out data flow classifier logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
 ifeq ($(filter $(PRESET),$(PRESETS)),)
 $(error PRESET=$(PRESET): no such preset; there are: $(PRESETS))
 endif
@@ -25,7 +27,7 @@ endif
 CONFIG := configs/$(PRESET)
 INSTALLED := $(VENV)/installed
 RESULTS := $(RUN)/attack-sweep/results.json
-FLOWS := tvl1 farneback flownet2
+FLOWS := tvl1 farneback flownet2  # configs/flow/raft.yaml is there, too: make train-classifiers FLOWS=raft
 FINE_TUNED := $(RUN)/flownet2/final.ckpt
 # Where one of these has changed, the step looks again: it goes on, finds nothing to do, or says what differs.
 PARTS := $(CONFIG)/dataset.yaml $(CONFIG)/flownet2.yaml $(wildcard configs/flow/*.yaml configs/classifier/*.yaml)
@@ -37,10 +39,11 @@ flow_yaml = $(if $(wildcard $(CONFIG)/$(1).yaml),$(1).yaml,../flow/$(1).yaml)
 TRAINER := $(if $(DEVICES),--trainer.devices=$(DEVICES)) $(if $(NODES),--trainer.num_nodes=$(NODES))
 LIGHTNING := $(VENV)/bin/python -m lightning_modules
 
-# The YAMLs name these as ${RUN}, ${UCF101}, ${FLOWNET2}.
+# The YAMLs name these as ${RUN}, ${UCF101}, ${FLOWNET2}, ${TRUE_FLOW}.
 export RUN
 export UCF101
 export FLOWNET2
+export TRUE_FLOW
 
 # Threads that wait for each other asleep: spinning ones take the cores from the processes that load the data.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -50,7 +53,8 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data train-flownet2 train-classifiers attack-sweep test test-all lint format clean FORCE
+.PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
+.PHONY: test test-all bench-correlation bench-flownet2 lint format clean FORCE
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [DEVICES=N] [NODES=N]"
@@ -70,6 +74,10 @@ train-flownet2: $(FINE_TUNED) ## fine-tune FlowNet2 on TV-L1 flow
 $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(INSTALLED)
 	WANDB_NAME=flownet2 $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(FLOWNET2_ARGS)
 	@touch -c $@
+
+evaluate-flownet2: $(FINE_TUNED) ## errors of the fine-tuned FlowNet2 on the test clips and, in TRUE_FLOW=DIR, against true flow
+	WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS)
+	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS))
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
 $(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(PARTS) $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
@@ -95,6 +103,12 @@ test: $(INSTALLED) ## run the tests; UCF101=DIR and FLOWNET2_ORACLE=DIR add thos
 
 test-all: $(INSTALLED) ## run the slow tests too
 	$(VENV)/bin/python -m pytest
+
+bench-correlation: $(INSTALLED) ## the correlation layer beside a plain loop and, where installed, the compiled extension
+	$(VENV)/bin/python tests/benchmarks/correlation.py $(BENCH_ARGS)
+
+bench-flownet2: $(INSTALLED) ## FlowNet2 beside its bare convolutions; pairs per second and signs in each precision
+	$(VENV)/bin/python tests/benchmarks/flownet2.py $(BENCH_ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(VENV)/bin/ruff check .

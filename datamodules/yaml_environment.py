@@ -14,6 +14,7 @@ _GIVEN_BY_MAKE = {
     "RUN": "the run's folder, runs/quickstart for one",
     "UCF101": "the folder that holds UCF-101/ and ucfTrainTestlist/: make … UCF101=DIR",
     "FLOWNET2": "NVIDIA's checkpoint FlowNet2_checkpoint.pth.tar: make … FLOWNET2=FILE (the README says where it is)",
+    "TRUE_FLOW": "a folder of frame pairs with true flow, NAMEflow.flo beside two NAMEimg*: make … TRUE_FLOW=DIR",
     "FLOW": "the name of a flow algorithm, tvl1 for one",
     "FLOW_YAML": "the YAML of a flow algorithm, configs/flow/tvl1.yaml for one",
 }

@@ -1,6 +1,8 @@
 """Fine-tuning a flow network on stored flow (section 4: FlowNet2 on TV-L1), with NVIDIA's multi-scale loss where the
 network has several scales, and L1 where it has one."""
 
+import copy
+
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -17,8 +19,8 @@ from lightning_modules.video_accuracy import counted_once
 class FlowFinetuning(LightningModule):
     """Any differentiable estimator on FlowPairBatch.
 
-    Validation and test log the loss, the end-point error against the target in pixels (`epe`) and, as its yardstick,
-    that of zero flow (`epe_zero`).
+    Validation and test log the loss, the end-point error against the target in pixels (`epe`) and, as its yardsticks,
+    that of zero flow (`epe_zero`) and of the estimator as it was before the training (`epe_start`).
 
     Args:
         estimator: frames (B, T, 3, H, W) to flow (B, T-1, 2, H, W); it starts from its own `checkpoint`.
@@ -31,6 +33,8 @@ class FlowFinetuning(LightningModule):
     Raises:
         ValueError: the estimator has no gradient; a prefix names no parameter; nothing is left to train.
     """
+
+    start_error: Tensor
 
     def __init__(
         self,
@@ -49,7 +53,10 @@ class FlowFinetuning(LightningModule):
         self.optimizer, self.lr_scheduler, self.lr_interval = optimizer, lr_scheduler, lr_interval
         self.criterion = MultiScale(norm)
         self.frozen = _freeze(estimator, freeze or [])
-        self.loss, self.epe, self.epe_zero = MeanMetric(), MeanMetric(), MeanMetric()
+        # in a list, so that it is no part of this module: not trained, not saved, not moved
+        self._start = [copy.deepcopy(estimator).requires_grad_(False).eval()]
+        self.register_buffer("start_error", torch.tensor(torch.nan))
+        self.loss, self.epe, self.epe_zero, self.epe_start = MeanMetric(), MeanMetric(), MeanMetric(), MeanMetric()
         self.train()
 
     @property
@@ -79,6 +86,11 @@ class FlowFinetuning(LightningModule):
     def validation_step(self, batch: FlowPairBatch, batch_idx: int) -> None:
         self._evaluate(batch, counted_once(self.trainer.val_dataloaders, batch_idx, len(batch.frames)), "val")
 
+    def on_validation_epoch_end(self) -> None:
+        # the validation pairs stay the same, and so does what the estimator made of them before the training
+        if not self.trainer.sanity_checking and self.start_error.isnan():
+            self.start_error.copy_(self.epe_start.compute())
+
     def test_step(self, batch: FlowPairBatch, batch_idx: int) -> None:
         self._evaluate(batch, counted_once(self.trainer.test_dataloaders, batch_idx, len(batch.frames)), "test")
 
@@ -94,8 +106,17 @@ class FlowFinetuning(LightningModule):
             self.loss.update(self._loss(batch), len(batch.frames))
             self.epe.update(end_point_errors(self(batch.frames), batch.flow))
             self.epe_zero.update(end_point_errors(torch.zeros_like(batch.flow), batch.flow))
+            if stage == "val" and not self.start_error.isnan():
+                self.epe_start.update(self.start_error, len(batch.frames))
+            else:
+                self.epe_start.update(end_point_errors(self._start[0].to(self.device)(batch.frames), batch.flow))
         self.log_dict(
-            {f"{stage}/loss": self.loss, f"{stage}/epe": self.epe, f"{stage}/epe_zero": self.epe_zero},
+            {
+                f"{stage}/loss": self.loss,
+                f"{stage}/epe": self.epe,
+                f"{stage}/epe_zero": self.epe_zero,
+                f"{stage}/epe_start": self.epe_start,
+            },
             on_step=False,
             on_epoch=True,
             batch_size=len(counted),

@@ -64,7 +64,9 @@ def test_errors_in_pixels_by_hand(tmp_path) -> None:
         run = trainer(tmp_path)
         evaluate = run.validate if stage == "val" else run.test
         (logged,) = evaluate(finetuning(Constant(3.0, 0.0)), loader, verbose=False)
-        assert logged == pytest.approx({f"{stage}/epe": 3.5, f"{stage}/epe_zero": 2.5, f"{stage}/loss": 7 / 4})
+        assert logged == pytest.approx(
+            {f"{stage}/epe": 3.5, f"{stage}/epe_zero": 2.5, f"{stage}/epe_start": 3.5, f"{stage}/loss": 7 / 4}
+        )
 
 
 def test_pairs_weigh_the_same_whatever_their_batch(tmp_path) -> None:
@@ -102,6 +104,25 @@ def test_training_finds_the_true_flow(tmp_path) -> None:
     module = FlowFinetuning(estimator=Constant(0.0, 0.0), optimizer=lambda p: torch.optim.Adam(p, lr=0.05))
     trainer(tmp_path, max_epochs=80).fit(module, DataLoader([batch], batch_size=None))
     torch.testing.assert_close(module.estimator.vector.detach(), torch.tensor([1.5, -0.5]), atol=0.1, rtol=0)
+
+
+def test_the_error_before_the_training_stays_beside_the_others(tmp_path) -> None:
+    """Target (3, 4), start (3, 0): error 4 at the start, and still in the record when training has changed the rest."""
+    flow = torch.tensor([3.0, 4.0]).view(1, 1, 2, 1, 1).expand(1, 1, 2, 6, 6)
+    loader = DataLoader([FlowPairBatch(torch.zeros(1, 2, 3, 6, 6), flow)], batch_size=None)
+    module = finetuning(Constant(3.0, 0.0))
+    run = trainer(tmp_path, max_epochs=3, num_sanity_val_steps=1)
+    run.fit(module, loader, loader)
+    assert run.callback_metrics["val/epe_start"].item() == pytest.approx(4)
+    assert run.callback_metrics["val/epe"].item() < 3.9
+    resumed = finetuning(Constant(3.0, 0.0))
+    resumed.load_state_dict(module.state_dict())
+    (logged,) = trainer(tmp_path).validate(resumed, loader, verbose=False)
+    assert logged["val/epe_start"] == pytest.approx(4)
+    flow = torch.tensor([3.0, 0.0]).view(1, 1, 2, 1, 1).expand(1, 1, 2, 6, 6)
+    other = DataLoader([FlowPairBatch(torch.zeros(1, 2, 3, 6, 6), flow)], batch_size=None)
+    (logged,) = trainer(tmp_path).test(resumed, other, verbose=False)
+    assert logged["test/epe_start"] == pytest.approx(0) and logged["test/epe"] > 0.1
 
 
 def test_frozen_parts_keep_weights_and_statistics(tmp_path) -> None:

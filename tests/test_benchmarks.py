@@ -1,0 +1,34 @@
+"""The benchmark commands run and say what they measured; their figures are for an idle machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, BENCHMARKS / script, "--device=cpu", "--rounds=2", *arguments],
+        cwd=BENCHMARKS.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_correlation():
+    printed = run("correlation.py", "--channels=8", "--height=6", "--width=7")
+    for name in ("parity classes", "loop over 441 shifts"):
+        assert re.search(rf"{name}.* ms .*× .* ms .*× .* MB", printed), printed
+
+
+def test_flownet2():
+    printed = run("flownet2.py", "--variant=FlowNet2CS", "--width=0.0625", "--size", "64", "64")
+    assert re.search(r"forward +[\d.]+ ms +[\d.]+ ms +[\d.]+", printed), printed
+    agreement = {mode: float(re.search(rf"{mode} .* ([\d.]+)%$", printed, re.M)[1]) for mode in ("float32", "bfloat16")}
+    assert 80 < agreement["bfloat16"] < agreement["float32"] <= 100
+    assert agreement["float32"] > 99.9
