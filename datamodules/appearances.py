@@ -29,19 +29,31 @@ class Appearance(NamedTuple):
     """(720,) float32: the shape's radius by direction, as a share of that of the disc of its area"""
 
 
-def draw_appearance(rng: np.random.Generator, hue: float) -> Appearance:
-    """The appearance of one group; its colours lie about `hue` (0 to 1 is one turn), the background's opposite."""
+def draw_appearance(rng: np.random.Generator, hue: float, contrast: float = 1.0) -> Appearance:
+    """The appearance of one group; its colours lie about `hue` (0 to 1 is one turn), the background's opposite.
+
+    `contrast` scales the range of brightness within surface and background.
+    """
     turn = rng.choice([-1, 1]) * rng.uniform(0.12, 0.22)
     opposite = hue + 0.5
     return Appearance(
         surface=_texture(rng, OCTAVES),
-        surface_colours=_colours([hue - turn, hue, hue + turn], saturation=0.95, luma=(0.26, 0.45, 0.66)),
+        surface_colours=_colours(
+            [hue - turn, hue, hue + turn], saturation=0.95, luma=_spread((0.26, 0.45, 0.66), contrast)
+        ),
         background=_texture(rng, 1)[0],
         background_colours=_colours(
-            [opposite - turn / 2, opposite, opposite + turn / 2], saturation=0.6, luma=(0.25, 0.36, 0.51)
+            [opposite - turn / 2, opposite, opposite + turn / 2],
+            saturation=0.6,
+            luma=_spread((0.25, 0.36, 0.51), contrast),
         ),
         outline=_outline(rng),
     )
+
+
+def _spread(luma: Sequence[float], contrast: float) -> list[float]:
+    middle = luma[1]
+    return [middle + contrast * (value - middle) for value in luma]
 
 
 def _texture(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batches import FlowPairBatch
 from datamodules.flow_precompute import to_frames
 from datamodules.flow_store import FlowStore
-from datamodules.transforms import random_pair_crop, random_pair_flips, random_photometry
+from datamodules.transforms import random_pair_crop, random_pair_flips, random_pair_zoom, random_photometry
 from datamodules.video_data import FlowData
 from datamodules.video_dataset import Clip, VideoDataset
 
@@ -25,6 +25,9 @@ class FlowPairs(FlowData):
         estimator: the algorithm whose flow is the target: TV-L1 in the paper.
         store: folder of its flow store; filled by `prepare_data`.
         crop: (height, width) of random training crops; None trains on whole frames.
+        zoom: enlarge training pairs by a random factor of 1 to this before they are cropped, vectors with them.
+        shift: crop the second frame up to so many pixels beside the first, at random, which adds to the vectors: videos
+            hold few large motions.
         flip: mirror training pairs at random, left to right and upside down, vectors with them.
         photometry: strength of FlowNet's photometric augmentation of training pairs; 1 is its published range, 0 none.
         pairs_at_once: pairs taken of a clip each time it is decoded.
@@ -42,6 +45,8 @@ class FlowPairs(FlowData):
         estimator: nn.Module,
         store: Path,
         crop: tuple[int, int] | None = None,
+        zoom: float = 1.0,
+        shift: int = 0,
         flip: bool = True,
         photometry: float = 1.0,
         pairs_at_once: int = 4,
@@ -63,7 +68,10 @@ class FlowPairs(FlowData):
                 f"pairs_at_once {pairs_at_once}, clips_per_batch {clips_per_batch}, test_pairs {test_pairs}: at "
                 f"least 1 each"
             )
+        if zoom < 1 or shift < 0 or (shift and crop is None):
+            raise ValueError(f"zoom {zoom}, shift {shift}: at least 1 and 0, and a shift needs a `crop` to move in")
         self.crop = None if crop is None else (crop[0], crop[1])
+        self.zoom, self.shift = zoom, shift
         self.flip = flip
         self.photometry = photometry
         self.pairs_at_once = pairs_at_once
@@ -92,9 +100,12 @@ class FlowPairs(FlowData):
     test_dataloader = val_dataloader
 
     def augment(self, frames: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """One training pair (2, 3, H, W) with its flow (1, 2, H, W), cropped, mirrored and lit at random."""
-        if self.crop is not None:
-            frames, flow = random_pair_crop(frames, flow, self.crop)
+        """One training pair (2, 3, H, W) with its flow (1, 2, H, W), enlarged, cropped, mirrored and lit at random."""
+        size = self.crop or (frames.shape[-2], frames.shape[-1])
+        if self.zoom > 1:
+            frames, flow = random_pair_zoom(frames, flow, self.zoom)
+        if frames.shape[-2:] != size:
+            frames, flow = random_pair_crop(frames, flow, size, shift=self.shift)
         if self.flip:
             frames, flow = random_pair_flips(frames, flow)
         return random_photometry(frames, strength=self.photometry), flow

@@ -49,6 +49,7 @@ class EmbeddedDataset(UCF101):
         frames: of a clip, at 25 per second; 45 become 22 at 12 per second, two stacks.
         speeds: slowest and fastest surface, pixels per 12-fps step at 64 pixels. The slowest moves hardly more
             than the camera shakes: between the two lie hard clips and easy ones.
+        contrast: of the textures, above 0 and at most 1: the lower, the more a small perturbation weighs.
         size: (H, W) of the frames, even. The drawing scales with the shorter side; texture features are 5 pixels at 64.
         split: 1, 2 or 3.
         frame_rate: frames per second that `decode` gives.
@@ -56,8 +57,8 @@ class EmbeddedDataset(UCF101):
         max_frames: `decode` gives the first frames only.
 
     Raises:
-        ValueError: three splits need more groups than there are; a size is odd; `root` was rendered with other
-            settings, or holds something else.
+        ValueError: three splits need more groups than there are; a size is odd; another option is out of range;
+            `root` was rendered with other settings, or holds something else.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class EmbeddedDataset(UCF101):
         test_groups: int = 2,
         frames: int = 45,
         speeds: tuple[float, float] = (0.4, 2.5),
+        contrast: float = 1.0,
         size: tuple[int, int] = (64, 64),
         split: Literal[1, 2, 3] = 1,
         frame_rate: float = 12.0,
@@ -86,6 +88,8 @@ class EmbeddedDataset(UCF101):
             raise ValueError(f"seed {seed}, clips_per_group {clips_per_group}, frames {frames}: at least 0, 1 and 1")
         if not 0 < speeds[0] <= speeds[1]:
             raise ValueError(f"speeds {tuple(speeds)}: the slowest above 0, then the fastest")
+        if not 0 < contrast <= 1:
+            raise ValueError(f"contrast {contrast}: above 0 and at most 1")
         if min(size) < 16 or any(side % 2 for side in size):
             raise ValueError(f"size {tuple(size)}: both sides must be even (colour is subsampled) and at least 16")
         self.recipe: dict[str, Any] = {
@@ -96,6 +100,7 @@ class EmbeddedDataset(UCF101):
             "test_groups": test_groups,
             "frames": frames,
             "speeds": list(speeds),
+            "contrast": contrast,
             "size": list(size),
         }
 
@@ -175,10 +180,12 @@ class EmbeddedDataset(UCF101):
 
     def _render(self, missing: list[_Name]) -> None:
         seed, frames, size = self.recipe["seed"], self.recipe["frames"], tuple(self.recipe["size"])
+        contrast = self.recipe["contrast"]
         first_hue = np.random.default_rng([seed, 0]).uniform()
         shown = tqdm(missing, desc=f"rendering into {self.root}", unit="clip", mininterval=1)
         for group, names in groupby(shown, key=lambda name: name.group):
-            appearance = draw_appearance(np.random.default_rng([seed, 1, group]), first_hue + _GOLDEN * group)
+            rng = np.random.default_rng([seed, 1, group])
+            appearance = draw_appearance(rng, first_hue + _GOLDEN * group, contrast)
             for name in names:
                 rng = np.random.default_rng([seed, 2, crc32(name.motion.encode()), group, name.clip])
                 scene = draw_scene(rng, self.recipe["speeds"])

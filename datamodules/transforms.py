@@ -41,8 +41,18 @@ def random_scaled_crop(flow: Tensor, size: int, scales: tuple[float, ...]) -> Te
     return crop if side == size else resize_flow(crop, size, size)
 
 
-def random_pair_crop(frames: Tensor, flow: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The same random (height, width) window of frames (…, H, W) and flow (…, H, W).
+def random_pair_zoom(frames: Tensor, flow: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """A pair (2, 3, H, W) and its flow (1, 2, H, W), enlarged by a random factor of 1 to `largest`, vectors too."""
+    factor = 1 + (largest - 1) * float(torch.rand(()))
+    height, width = (round(side * factor) for side in frames.shape[-2:])
+    return F.interpolate(frames, (height, width), mode="bilinear"), resize_flow(flow, height, width)
+
+
+def random_pair_crop(frames: Tensor, flow: Tensor, size: tuple[int, int], *, shift: int = 0) -> tuple[Tensor, Tensor]:
+    """A random (height, width) window of a pair (2, C, H, W) and its flow (1, 2, H, W).
+
+    The second frame's window lies up to `shift` pixels beside the first's in each direction, at random, and the vectors
+    are from the one to the other: the relative translation of FlowNet's augmentation (Dosovitskiy et al. 2015, 5.1).
 
     Raises:
         ValueError: the window is larger than the frames.
@@ -50,10 +60,23 @@ def random_pair_crop(frames: Tensor, flow: Tensor, size: tuple[int, int]) -> tup
     height, width = frames.shape[-2:]
     if height < size[0] or width < size[1]:
         raise ValueError(f"crop {size[0]}×{size[1]}: frames of {height}×{width} are smaller; lower `crop`")
-    top = int(torch.randint(height - size[0] + 1, ()))
-    left = int(torch.randint(width - size[1] + 1, ()))
-    window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-    return frames[window], flow[window]
+    (top, below), (left, beside) = (
+        _places(full, part, shift) for full, part in zip((height, width), size, strict=True)
+    )
+
+    def window(images: Tensor, top: int, left: int) -> Tensor:
+        return images[..., top : top + size[0], left : left + size[1]]
+
+    moved = flow.new_tensor([beside - left, below - top]).view(2, 1, 1)
+    seconds = window(frames[1:], below, beside)
+    return torch.cat((window(frames[:1], top, left), seconds)), window(flow, top, left) - moved
+
+
+def _places(full: int, part: int, shift: int) -> tuple[int, int]:
+    """Where two windows of `part` pixels start in `full`, at most `shift` apart."""
+    first = int(torch.randint(full - part + 1, ()))
+    least, most = max(first - shift, 0), min(first + shift, full - part)
+    return first, int(torch.randint(least, most + 1, ()))
 
 
 def random_pair_flips(frames: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:

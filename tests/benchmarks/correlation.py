@@ -38,7 +38,8 @@ def implementations() -> dict[str, Correlation]:
         return found
 
     def extension(first: Tensor, second: Tensor) -> Tensor:
-        out = spatial_correlation_sample(first, second, kernel_size=1, patch_size=21, dilation_patch=2)
+        maps = first.contiguous(), second.contiguous()
+        out = spatial_correlation_sample(*maps, kernel_size=1, patch_size=21, dilation_patch=2)
         return out.flatten(1, 2) / first.shape[1]
 
     return found | {"spatial-correlation-sampler": extension}

@@ -208,11 +208,25 @@ def test_a_folder_that_holds_another_dataset_is_left_alone(tmp_path: Path) -> No
         ({"test_groups": 0}, "test_groups 0"),
         ({"size": (64, 63)}, r"size \(64, 63\)"),
         ({"frames": 0}, "frames 0"),
+        ({"contrast": 0.0}, r"contrast 0\.0: above 0 and at most 1"),
+        ({"contrast": 1.5}, r"contrast 1\.5"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path: Path, wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EmbeddedDataset(tmp_path, **wrong)
+
+
+def test_contrast_scales_the_brightness_of_the_textures(tmp_path: Path) -> None:
+    """The same drawing: what moves is as it was, its grey values lie closer together."""
+    full, low = (EmbeddedDataset(tmp_path / str(c), contrast=c, **SMALL) for c in (1.0, 0.5))
+    grey = []
+    for dataset in (full, low):
+        dataset.prepare()
+        frames = dataset.decode(dataset.clips("test")[0]).astype(np.float64) @ (0.299, 0.587, 0.114)
+        grey.append(np.diff(frames))
+    assert 0.4 < np.median(np.abs(grey[1])) / np.median(np.abs(grey[0])) < 0.6
+    assert np.corrcoef(grey[0].ravel(), grey[1].ravel())[0, 1] > 0.9
 
 
 def test_classes_and_frame_settings_are_known_before_rendering(tmp_path: Path) -> None:

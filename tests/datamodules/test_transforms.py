@@ -70,7 +70,31 @@ def test_pair_crop_takes_the_same_window():
     ramp = torch.arange(48.0).view(1, 1, 6, 8)
     frames, flow = transforms.random_pair_crop(ramp.expand(2, 3, 6, 8), ramp.expand(1, 2, 6, 8), (4, 5))
     assert frames.shape[-2:] == (4, 5)
-    assert torch.equal(frames[0, 0], flow[0, 0])
+    assert torch.equal(frames[0, 0], flow[0, 0]) and torch.equal(frames[0], frames[1])
+
+
+def test_a_shifted_crop_adds_its_shift_to_the_vectors():
+    torch.manual_seed(5)
+    seen = set()
+    for _ in range(40):
+        frames, flow = transforms.random_pair_crop(shifted_pair(3, -2), constant(3, -2), (40, 44), shift=3)
+        assert frames.shape[-2:] == flow.shape[-2:] == (40, 44)
+        u, v = flow[0, :, 0, 0].int().tolist()
+        assert torch.equal(frames[0, :, 10:30, 10:30], frames[1, :, 10 + v : 30 + v, 10 + u : 30 + u])
+        seen.add(tuple((flow[0, :, 0, 0] - torch.tensor([3.0, -2.0])).tolist()))
+    assert {max(abs(x) for x in columns) for columns in zip(*seen, strict=True)} == {3.0}
+
+
+def test_a_zoom_enlarges_the_vectors():
+    torch.manual_seed(6)
+    factors = []
+    for _ in range(6):
+        frames, flow = transforms.random_pair_zoom(shifted_pair(3, -2), constant(3, -2), 2.0)
+        assert frames.shape[-2:] == flow.shape[-2:]
+        factors.append(frames.shape[-1] / 64)
+        assert torch.allclose(flow[0, 0], torch.tensor(3 * factors[-1]))
+        assert torch.allclose(estimated(frames), flow[0, :, 5, 5], atol=0.3)
+    assert 1 <= min(factors) < 1.4 < 1.6 < max(factors) <= 2
 
 
 def test_centre_crop_is_in_the_middle_and_refuses_small_frames():
