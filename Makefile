@@ -14,6 +14,8 @@ TRUE_FLOW ?=
 # The Trainer's own flags, and more of them for one step, e.g. SWEEP_ARGS="--data.init_args.max_clips=10".
 DEVICES ?=
 NODES ?=
+DATA_ARGS ?=
+FLOW_ARGS ?=
 FLOWNET2_ARGS ?=
 CLASSIFIER_ARGS ?=
 SWEEP_ARGS ?=
@@ -54,11 +56,12 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
-.PHONY: test test-all bench-correlation bench-flownet2 lint format clean FORCE
+.PHONY: flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
+.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 lint format clean FORCE
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [DEVICES=N] [NODES=N]"
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+)[^:]*:.*## (.*)/  \1\t\2/' | expand -t 22
 
 install: $(INSTALLED) ## make the virtual environment
 $(INSTALLED): pyproject.toml constraints.txt
@@ -68,7 +71,20 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 data: $(INSTALLED) ## check the videos, or render the embedded ones, and say what is used
-	$(VENV)/bin/python -m datamodules --dataset $(CONFIG)/dataset.yaml
+	$(VENV)/bin/python -m datamodules data --dataset $(CONFIG)/dataset.yaml $(DATA_ARGS)
+
+# Flow stores by themselves; training fills what is missing of them, too.
+STORE = --dataset $(CONFIG)/dataset.yaml --estimator $(CONFIG)/$(call flow_yaml,$*) --store $(RUN)/flow/$*
+
+flow-tvl1 flow-farneback flow-flownet2: flow-%: | $(INSTALLED) ## fill a flow store (also flow-farneback, flow-flownet2); FLOW_ARGS="--shard=0/4": a quarter
+	$(VENV)/bin/python -m datamodules extract $(STORE) $(FLOW_ARGS)
+flow-flownet2: $(FINE_TUNED)
+
+verify-tvl1 verify-farneback verify-flownet2: verify-%: | $(INSTALLED) ## read a flow store again and list each fault (also verify-farneback, verify-flownet2)
+	$(VENV)/bin/python -m datamodules verify $(STORE)
+
+repair-tvl1 repair-farneback repair-flownet2: repair-%: | $(INSTALLED) ## compute again what verify finds (also repair-farneback, repair-flownet2)
+	$(VENV)/bin/python -m datamodules repair $(STORE)
 
 train-flownet2: $(FINE_TUNED) ## fine-tune FlowNet2 on TV-L1 flow
 $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(INSTALLED)

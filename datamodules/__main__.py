@@ -1,23 +1,120 @@
-"""`python -m datamodules --dataset FILE.yaml`: make or check a dataset, and say what is used of it."""
+"""`python -m datamodules data|extract|verify|repair`: datasets and flow stores from the command line."""
 
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import auto_cli
+from torch import nn
+from tqdm import tqdm
 
-from datamodules import yaml_environment
-from datamodules.video_dataset import VideoDataset
+from datamodules import flow_extraction, yaml_environment
+from datamodules.flow_layouts import Kind
+from datamodules.flow_store import FlowStore, store_manifest
+from datamodules.video_dataset import Clip, VideoDataset
+
+
+def data(dataset: VideoDataset, *, decode: bool = True) -> None:
+    """Make or check a dataset: say what is used of it, what is missing and what cannot be decoded.
+
+    Args:
+        dataset: the videos.
+        decode: decode every clip; without it only the files are looked for.
+    """
+    clips, faults = flow_extraction.present_clips(dataset)
+    if decode:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            results = pool.map(lambda clip: _undecodable(dataset, clip), clips)
+            faults += filter(None, tqdm(results, total=len(clips), desc="decode", unit="clip", mininterval=1))
+    _end(faults, f"{len(clips)} clips" + (", all of them can be decoded" if decode else ""))
+
+
+def extract(
+    dataset: VideoDataset,
+    estimator: nn.Module,
+    store: Path,
+    *,
+    layout: Kind | None = None,
+    workers: int | None = None,
+    shard: str | None = None,
+) -> None:
+    """Compute and store the flow of every adjacent frame pair that the store lacks; goes on where a killed one stopped.
+
+    Args:
+        dataset: the videos.
+        estimator: the flow algorithm.
+        store: folder of the flow store.
+        layout: of a new store: one archive a clip, or loose PNG files.
+        workers: processes; default one per core for OpenCV's algorithms, one per GPU for networks.
+        shard: i/n, this call computes every n-th clip from the i-th, counted from 0; default what SLURM, torchrun or
+            the Trainer's variables say.
+    """
+    flow = _store(dataset, estimator, store, layout)
+    part = flow_extraction.shard_of(shard)
+    faults = flow_extraction.extract(dataset, estimator, flow, workers=workers, shard=part)
+    _end(faults, f"{store}: complete" + (f" as far as shard {part[0]} of {part[1]} goes" if part[1] > 1 else ""))
+
+
+def verify(dataset: VideoDataset, estimator: nn.Module, store: Path) -> None:
+    """Read every plane of a store again, and list what is missing or damaged.
+
+    Args:
+        dataset: the videos.
+        estimator: the flow algorithm.
+        store: folder of the flow store.
+    """
+    _end(flow_extraction.verify(dataset, _store(dataset, estimator, store))[1], f"{store}: complete and sound")
+
+
+def repair(dataset: VideoDataset, estimator: nn.Module, store: Path, *, workers: int | None = None) -> None:
+    """Compute again what `verify` finds, and nothing else.
+
+    Args:
+        dataset: the videos.
+        estimator: the flow algorithm.
+        store: folder of the flow store.
+        workers: processes, as for `extract`.
+    """
+    flow = _store(dataset, estimator, store)
+    count, faults = flow_extraction.repair(dataset, estimator, flow, workers=workers)
+    _end(faults, f"{store}: {count} clips computed again")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Prepare the dataset that a YAML names, and say what is used of it."""
+    """Run one command; what a user can mend ends as one message."""
     yaml_environment.install()
-    parser = ArgumentParser(prog="python -m datamodules", description=main.__doc__, parser_mode=yaml_environment.MODE)
-    parser.add_subclass_arguments(VideoDataset, "dataset", required=True)
     try:
-        parser.instantiate_classes(parser.parse_args(args)).dataset.prepare()
-    except (FileNotFoundError, ValueError) as error:
+        auto_cli(
+            [data, extract, verify, repair],
+            args=None if args is None else list(args),
+            as_positional=False,
+            prog="python -m datamodules",
+            parser_mode=yaml_environment.MODE,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"Error: {error}")
+
+
+def _store(dataset: VideoDataset, estimator: nn.Module, store: Path, layout: Kind | None = None) -> FlowStore:
+    settings: Any = estimator.settings
+    return FlowStore(store, store_manifest(settings, dataset.frame_settings), layout)
+
+
+def _undecodable(dataset: VideoDataset, clip: Clip) -> str | None:
+    try:
+        dataset.decode(clip)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _end(faults: list[str], well: str) -> None:
+    if faults:
+        sys.exit(flow_extraction.summary(faults))
+    print(well)
 
 
 if __name__ == "__main__":

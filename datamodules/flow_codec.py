@@ -74,7 +74,7 @@ def to_png(plane: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def from_png(data: bytes | np.ndarray, origin: str) -> np.ndarray:
+def from_png(data: bytes | memoryview, origin: str) -> np.ndarray:
     """The uint8 plane (H, W) of a gray-scale PNG.
 
     Raises:
@@ -82,5 +82,5 @@ def from_png(data: bytes | np.ndarray, origin: str) -> np.ndarray:
     """
     plane = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if len(data) else None
     if plane is None or plane.dtype != np.uint8 or plane.ndim != 2:
-        raise ValueError(f"{origin}: not a gray-scale 8-bit PNG; delete the clip's folder and it is computed again")
+        raise ValueError(f"{origin}: not a gray-scale 8-bit PNG; `make repair-…` computes the clip again")
     return plane

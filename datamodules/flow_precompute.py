@@ -1,10 +1,17 @@
 """Fills a flow store with any estimator: what is there stays, what is missing is computed, a bad clip stops only
-itself."""
+itself.
 
+OpenCV's algorithms run in a process per core, networks in one per GPU, or in this process where there is none. Several
+machines take a shard each.
+"""
+
+import errno
 import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import numpy as np
@@ -21,48 +28,62 @@ PAIRS_AT_ONCE = 32
 _NAMED = 10
 
 
+class ExtractionError(ValueError):
+    """Clips gave no flow; `faults` has a line for each. The others are stored."""
+
+    def __init__(self, faults: Sequence[str], total: int, store: FlowStore) -> None:
+        self.faults = sorted(faults)
+        named = "\n  ".join(self.faults[:_NAMED])
+        more = f"\n  … and {len(self.faults) - _NAMED} more" if len(self.faults) > _NAMED else ""
+        super().__init__(
+            f"{len(self.faults)} of {total} clips gave no flow (the others are stored in {store.folder}):\n  "
+            f"{named}{more}\n"
+            "Replace these files, or take them out of the lists; the next call computes only what is missing"
+        )
+
+
 def precompute(
-    dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore, *, workers: int | None = None
+    dataset: VideoDataset,
+    clips: Sequence[Clip],
+    estimator: nn.Module,
+    store: FlowStore,
+    *,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> int:
     """Estimate and store the flow of every adjacent frame pair of the clips that the store lacks.
 
-    OpenCV's algorithms run in `workers` processes (default: one per core), networks in this one, on a GPU if there is
-    one. A clip is stored whole or not at all, so that a killed call goes on where it stopped.
+    A clip is stored whole or not at all, so that a killed call goes on where it stopped.
+
+    Args:
+        workers: processes; default one per core for OpenCV's algorithms, one per GPU for networks.
+        shard: (i, n): only every n-th clip, from the i-th (the first is 0): another machine takes the others.
 
     Returns:
         How many clips were computed.
 
     Raises:
-        ValueError: the store holds other flow; or clips could not be read or estimated: the others are stored, these
-            are named.
+        ValueError: the store holds other flow.
+        ExtractionError: clips could not be read or estimated: the others are stored, these are named.
+        OSError: the disk is full; what was finished is stored.
     """
     store.open_for_writing()
-    todo = [clip for clip in clips if not store.has(clip)]
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard {index} of {count}: counted from 0, it lies below their number")
+    todo = [clip for clip in list(clips)[index::count] if not store.has(clip)]
     if not todo:
         return 0
+    of = f", shard {index} of {count}" if count > 1 else ""
     failed: list[str] = []
-    count = min(workers or len(os.sched_getaffinity(0)), len(todo))
-    if estimator.differentiable:
-        results = _in_turn(dataset, todo, estimator.to("cuda" if torch.cuda.is_available() else "cpu").eval(), store)
-    elif count == 1:
-        results = _in_turn(dataset, todo, estimator, store)
-    else:
-        results = _by_processes(dataset, todo, estimator, store, count)
     with tqdm(
-        total=len(todo), desc=f"{store.manifest['estimator']['algorithm']} flow", unit="clip", mininterval=1
+        total=len(todo), desc=f"{store.manifest['estimator']['algorithm']} flow{of}", unit="clip", mininterval=1
     ) as bar:
-        for fault in results:
+        for fault in _results(dataset, todo, estimator, store, workers):
             failed += [fault] if fault else []
             bar.update()
-    estimator.to("cpu")
     if failed:
-        named = "\n  ".join(failed[:_NAMED])
-        more = f"\n  … and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        raise ValueError(
-            f"{len(failed)} of {len(todo)} clips gave no flow (the others are stored in {store.folder}):\n  "
-            f"{named}{more}\n"
-            "Replace these files, or take them out of the lists; the next call computes only what is missing"
-        )
+        raise ExtractionError(failed, len(todo), store)
     return len(todo)
 
 
@@ -90,32 +111,76 @@ def to_frames(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3))).float() / 255
 
 
+def _results(
+    dataset: VideoDataset, todo: list[Clip], estimator: nn.Module, store: FlowStore, workers: int | None
+) -> Iterator[str | None]:
+    """For each clip what went wrong with it, if anything did."""
+    if estimator.differentiable:
+        gpus = torch.cuda.device_count()
+        count = min(workers or max(gpus, 1), len(todo))
+    else:
+        gpus = 0
+        count = min(workers or len(os.sched_getaffinity(0)), len(todo))
+    if count > 1:
+        yield from _by_processes(dataset, todo, estimator, store, count, gpus)
+        return
+    try:
+        estimator.to("cuda" if gpus else "cpu").eval()
+        for clip in todo:
+            yield _store_clip(dataset, clip, estimator, store)
+    finally:
+        estimator.to("cpu")
+
+
 def _store_clip(dataset: VideoDataset, clip: Clip, estimator: nn.Module, store: FlowStore) -> str | None:
     """Decode, estimate, store; returns what went wrong with this clip, if anything did."""
     try:
-        store.write(clip, estimate_clip(dataset.decode(clip), estimator))
+        flow = estimate_clip(dataset.decode(clip), estimator)
     except (ValueError, OSError, cv2.error) as error:
         message = str(error)
         return message if str(clip.path) in message else f"{clip.path}: {message}"
+    try:
+        store.write(clip, flow)
+    except ValueError as error:
+        return f"{clip.path}: {error}"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(store.folder).free / 1e6
+        raise OSError(
+            error.errno,
+            f"no space for {clip.name} in {store.folder} ({free:.0f} MB free): make room; what was finished is "
+            "stored, and the next call goes on from there",
+        ) from error
     return None
 
 
-def _in_turn(dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore) -> Iterator[str | None]:
-    for clip in clips:
-        yield _store_clip(dataset, clip, estimator, store)
-
-
 def _by_processes(
-    dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore, count: int
+    dataset: VideoDataset, clips: list[Clip], estimator: nn.Module, store: FlowStore, count: int, gpus: int
 ) -> Iterator[str | None]:
     context = multiprocessing.get_context("spawn")  # a fork would carry this process's threads' locks along
+    numbers = context.Queue()
+    for number in range(count):
+        numbers.put(number)
     with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(dataset, estimator, store)
+        count, mp_context=context, initializer=_start_worker, initargs=(dataset, estimator, store, numbers, gpus)
     ) as pool:
-        futures: list[Future[str | None]] = [pool.submit(_work, clip) for clip in clips]
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            # A few at a time: a clip that fails for good stops the rest at once.
+            waiting = iter(clips)
+            running: set[Future[str | None]] = {
+                pool.submit(_work, clip) for _, clip in zip(range(2 * count), waiting, strict=False)
+            }
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(_work, clip) for _, clip in zip(done, waiting, strict=False)}
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"a process that computes flow was killed from outside, by the system for want of memory for one; "
+                f"run it again with fewer than {count} workers: what was finished is stored"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -123,11 +188,14 @@ def _by_processes(
 _job: tuple[VideoDataset, nn.Module, FlowStore]
 
 
-def _start_worker(dataset: VideoDataset, estimator: nn.Module, store: FlowStore) -> None:
+def _start_worker(
+    dataset: VideoDataset, estimator: nn.Module, store: FlowStore, numbers: "multiprocessing.Queue[int]", gpus: int
+) -> None:
     global _job
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    _job = dataset, estimator, store
+    device = f"cuda:{numbers.get() % gpus}" if gpus else "cpu"
+    _job = dataset, estimator.to(device).eval(), store
 
 
 def _work(clip: Clip) -> str | None:

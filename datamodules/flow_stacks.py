@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import FlowStackBatch
-from datamodules.flow_codec import FLOW_BOUND
+from datamodules.flow_codec import FLOW_BOUND, decode
 from datamodules.flow_store import FlowStore
-from datamodules.transforms import centre_crop, flip_flow, random_scaled_crop
+from datamodules.transforms import centre_crop, flip_flow, random_square, resize_flow
 from datamodules.video_data import FlowData
 from datamodules.video_dataset import Clip, VideoDataset
 
@@ -118,8 +118,12 @@ class RandomStacks(Dataset[FlowStackBatch]):
     def __getitem__(self, index: int) -> FlowStackBatch:
         clip = self.clips[index]
         start = int(torch.randint(self.counts[index] - self.length + 1, ()))
-        flow = random_scaled_crop(torch.from_numpy(self.store.read(clip, start, self.length)), self.crop, self.scales)
-        flow = flow.clamp(-FLOW_BOUND, FLOW_BOUND)  # an enlarged crop has longer vectors
+        planes = self.store.read_planes(clip, start, self.length)
+        rows, columns = random_square(planes.shape[-2], planes.shape[-1], self.scales)
+        flow = torch.from_numpy(decode(planes[..., rows, columns]))  # only what is used becomes float
+        if flow.shape[-1] != self.crop:
+            # an enlarged crop has longer vectors
+            flow = resize_flow(flow, self.crop, self.crop).clamp(-FLOW_BOUND, FLOW_BOUND)
         if self.flip and torch.rand(()) < 0.5:
             flow = flip_flow(flow)
         return FlowStackBatch(flow.flatten(0, 1), torch.tensor(clip.label), torch.tensor(index))
@@ -141,5 +145,6 @@ class AllStacks(Dataset[FlowStackBatch]):
     def __getitem__(self, index: int) -> FlowStackBatch:
         clip_index, start = self.stacks[index]
         clip = self.clips[clip_index]
-        flow = centre_crop(torch.from_numpy(self.store.read(clip, start, self.length)), self.crop)
+        planes = centre_crop(torch.from_numpy(self.store.read_planes(clip, start, self.length)), self.crop)
+        flow = torch.from_numpy(decode(planes.numpy()))
         return FlowStackBatch(flow.flatten(0, 1), torch.tensor(clip.label), torch.tensor(clip_index))

@@ -29,16 +29,14 @@ def centre_crop(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def random_scaled_crop(flow: Tensor, size: int, scales: tuple[float, ...]) -> Tensor:
-    """Section 4's "random scaling and cropping" of flow (N, 2, H, W): a square of the shorter side times a random
-    scale, at a random place, resized to (N, 2, size, size)."""
-    height, width = flow.shape[-2:]
+def random_square(height: int, width: int, scales: tuple[float, ...]) -> tuple[slice, slice]:
+    """Section 4's "random scaling and cropping": rows and columns of a square of the shorter side times a random scale,
+    at a random place."""
     scale = scales[int(torch.randint(len(scales), ()))]
     side = max(1, round(min(height, width) * scale))
     top = int(torch.randint(height - side + 1, ()))
     left = int(torch.randint(width - side + 1, ()))
-    crop = flow[..., top : top + side, left : left + side]
-    return crop if side == size else resize_flow(crop, size, size)
+    return slice(top, top + side), slice(left, left + side)
 
 
 def random_pair_zoom(frames: Tensor, flow: Tensor, largest: float) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,24 @@ class UCF101(VideoDataset):
         """The clips of the official train or test list that are used, in the list's order."""
         return self._index[1][subset]
 
+    def available(self) -> tuple[list[Clip], list[str]]:
+        """The listed clips that are there; those that are not (unless `allow_missing`), and files that no list
+        names."""
+        present, missing = self._found
+        if self.allow_missing or not missing:
+            clips, faults = [*self.clips("train"), *self.clips("test")], []
+        else:
+            label = {name.lower(): index for index, name in enumerate(self._wanted_classes())}
+            clips = [
+                Clip(self._files[name.lower()], name, label[name.split("/")[0].lower()], _group(name))
+                for names in present.values()
+                for name in names
+            ]
+            faults = [f"{self.video_folder}/{name}.avi: missing" for name in missing]
+        listed = {name.lower() for names in self._listed.values() for name in names}
+        faults += [f"{path}: no list names it" for name, path in self._files.items() if name not in listed]
+        return clips, faults
+
     def decode(self, clip: Clip) -> np.ndarray:
         """The clip's frames, uint8 RGB (T, H, W, 3); errors as `decode_video`."""
         return decode_video(
@@ -150,27 +168,39 @@ class UCF101(VideoDataset):
         return listed
 
     @cached_property
-    def _index(self) -> tuple[list[str], dict[str, list[Clip]]]:
-        # The lists and the files do not agree on capitals (HandstandPushups, HandStandPushups): compare in lower case.
-        wanted = self._wanted_classes()
+    def _files(self) -> dict[str, Path]:
+        """The files of the wanted classes by class and stem, in lower case: the lists and the files do not agree on
+        capitals (HandstandPushups, HandStandPushups)."""
         folders = {folder.name.lower(): folder for folder in self.video_folder.iterdir() if folder.is_dir()}
         files = {
             f"{name}/{file.stem.lower()}": file
-            for name in (name.lower() for name in wanted)
+            for name in (name.lower() for name in self._wanted_classes())
             if name in folders
-            for file in folders[name].glob("*.avi")
+            for file in sorted(folders[name].glob("*.avi"))
         }
         if not files:
             raise FileNotFoundError(
                 f"{self.video_folder}: holds no class folder with .avi files; point UCF101 at the folder of "
                 f"UCF-101's class folders"
             )
+        return files
+
+    @cached_property
+    def _found(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Of the lists' clips of the wanted classes: those that are there, per subset, and those that are not."""
+        wanted = {name.lower() for name in self._wanted_classes()}
         present: dict[str, list[str]] = {}
         missing: list[str] = []
         for subset, names in self._listed.items():
-            of_wanted = [name for name in names if name.split("/")[0].lower() in {w.lower() for w in wanted}]
-            present[subset] = [name for name in of_wanted if name.lower() in files]
-            missing += [name for name in of_wanted if name.lower() not in files]
+            of_wanted = [name for name in names if name.split("/")[0].lower() in wanted]
+            present[subset] = [name for name in of_wanted if name.lower() in self._files]
+            missing += [name for name in of_wanted if name.lower() not in self._files]
+        return present, missing
+
+    @cached_property
+    def _index(self) -> tuple[list[str], dict[str, list[Clip]]]:
+        wanted = self._wanted_classes()
+        present, missing = self._found
         if missing and not self.allow_missing:
             raise FileNotFoundError(self._missing_message(missing, sum(map(len, present.values())) + len(missing)))
 
@@ -184,7 +214,7 @@ class UCF101(VideoDataset):
             )
         clips = {
             subset: [
-                Clip(files[name.lower()], name, labels[name.split("/")[0].lower()], _group(name))
+                Clip(self._files[name.lower()], name, labels[name.split("/")[0].lower()], _group(name))
                 for name in names
                 if name.split("/")[0].lower() in labels
             ]

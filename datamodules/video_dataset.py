@@ -47,6 +47,11 @@ class VideoDataset(ABC):
     def clips(self, subset: Subset) -> list[Clip]:
         """The subset's clips, in a fixed order."""
 
+    def available(self) -> tuple[list[Clip], list[str]]:
+        """All clips that are there, and what is wrong with the others, a line each: for work that goes on without
+        them."""
+        return [*self.clips("train"), *self.clips("test")], []
+
     @abstractmethod
     def decode(self, clip: Clip) -> np.ndarray:
         """The clip's frames, uint8 RGB (T, H, W, 3)."""

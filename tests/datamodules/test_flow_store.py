@@ -1,30 +1,42 @@
+import errno
+import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from datamodules import flow_codec
+from datamodules.flow_extraction import extract, repair, shard_of, verify
 from datamodules.flow_precompute import estimate_clip, precompute
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.ucf101 import UCF101
 
 
-def store_for(folder: Path, dataset: UCF101, estimator) -> FlowStore:
-    return FlowStore(folder, store_manifest(estimator.settings, dataset.frame_settings))
+def store_for(folder: Path, dataset: UCF101, estimator, layout=None) -> FlowStore:
+    return FlowStore(folder, store_manifest(estimator.settings, dataset.frame_settings), layout)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_adjacent_pair_is_stored_by_the_codec(small_tree, tmp_path, difference):
+@pytest.fixture(params=["archive", "loose"])
+def layout(request) -> str:
+    return request.param
+
+
+def test_every_adjacent_pair_is_stored_by_the_codec(small_tree, tmp_path, difference, layout):
     dataset, estimator = UCF101(small_tree), difference()
-    store = store_for(tmp_path / "store", dataset, estimator)
+    store = store_for(tmp_path / "store", dataset, estimator, layout)
     clips = dataset.clips("train")
     assert precompute(dataset, clips, estimator, store, workers=1) == len(clips)
     frames = dataset.decode(clips[3])
@@ -33,6 +45,31 @@ def test_every_adjacent_pair_is_stored_by_the_codec(small_tree, tmp_path, differ
     assert np.array_equal(store.read(clips[3], 0, len(flow)), flow_codec.decode(flow_codec.encode(flow)))
     assert np.array_equal(store.read(clips[3], 4, 3), store.read(clips[3], 0, len(flow))[4:7])
     assert precompute(dataset, clips, estimator, store) == 0
+    assert precompute(dataset, clips, estimator, store_for(tmp_path / "store", dataset, estimator)) == 0
+    with pytest.raises(FileNotFoundError, match=r"v_Archery|flow_x_0000"):
+        store.read(clips[0], len(flow) - 2, 3)
+
+
+def test_both_layouts_hold_the_same_bytes_and_every_tool_reads_them(small_tree, tmp_path, difference):
+    """An archive is a ZIP file of the files that the loose layout has; OpenCV reads the planes."""
+    dataset, estimator = UCF101(small_tree), difference()
+    clip = dataset.clips("train")[0]
+    for kind in ("archive", "loose"):
+        precompute(dataset, [clip], estimator, store_for(tmp_path / kind, dataset, estimator, kind), workers=1)
+    with zipfile.ZipFile(tmp_path / "archive" / f"{clip.name}.zip") as archive:
+        assert archive.testzip() is None
+        zipped = {name: archive.read(name) for name in archive.namelist()}
+    assert zipped == contents(tmp_path / "loose" / clip.name)
+    flow = np.stack([flow_codec.encode(f) for f in estimate_clip(dataset.decode(clip), estimator)])
+    loose = tmp_path / "loose" / clip.name
+    for number in range(1, len(flow) + 1):
+        for axis, plane in zip("xy", flow[number - 1], strict=True):
+            image = cv2.imread(str(loose / f"flow_{axis}_{number:05d}.png"), cv2.IMREAD_UNCHANGED)
+            assert np.array_equal(image, plane)
+    record = json.loads(zipped["clip.json"])
+    assert (record["n_frames"], record["n_flow"], record["size"]) == (len(flow) + 1, len(flow), [48, 64])
+    assert record["source"]["sha256"] == hashlib.sha256(clip.path.read_bytes()).hexdigest()
+    assert record["source"]["bytes"] == clip.path.stat().st_size
 
 
 def test_long_clips_are_estimated_in_parts_with_no_pair_lost(difference):
@@ -49,6 +86,18 @@ def test_a_store_made_with_other_settings_is_refused(small_tree, tmp_path, diffe
     )
     with pytest.raises(ValueError, match=r"estimator\.factor: 8\.0 there, 3\.0 asked for"):
         store_for(tmp_path / "store", dataset, difference(3.0)).check()
+    with pytest.raises(ValueError, match=r"layout: 'archive' there, 'loose' asked for"):
+        store_for(tmp_path / "store", dataset, estimator, "loose").check()
+    with pytest.raises(ValueError, match=r"unknown layout 'tar'.*archive or loose"):
+        store_for(tmp_path / "store", dataset, estimator, "tar")
+    manifest = tmp_path / "store" / "manifest.json"
+    kept = manifest.read_text()
+    content = json.loads(kept)
+    manifest.write_text(json.dumps({**content, "libraries": {**content["libraries"], "opencv": "3.4"}}))
+    store_for(tmp_path / "store", dataset, estimator).check()  # reading goes with any version
+    with pytest.raises(ValueError, match=r"libraries\.opencv: '3\.4' there"):
+        precompute(dataset, dataset.clips("test"), estimator, store_for(tmp_path / "store", dataset, estimator))
+    manifest.write_text(kept)
     other = UCF101(small_tree, frame_rate=6.0)
     with pytest.raises(ValueError, match=r"frames\.frame_rate: 12\.0 there, 6\.0 asked for"):
         precompute(other, other.clips("test"), estimator, store_for(tmp_path / "store", other, estimator))
@@ -79,12 +128,25 @@ def test_bad_clips_are_named_and_stop_only_themselves(small_tree, tmp_path, diff
 def test_a_damaged_plane_is_named(small_tree, tmp_path, difference):
     dataset, estimator = UCF101(small_tree), difference()
     clip = dataset.clips("test")[0]
-    store = store_for(tmp_path / "store", dataset, estimator)
-    precompute(dataset, [clip], estimator, store, workers=1)
-    plane = tmp_path / "store" / clip.name / "flow_y_00003.png"
+    loose, archive = (store_for(tmp_path / kind, dataset, estimator, kind) for kind in ("loose", "archive"))
+    for store in (loose, archive):
+        precompute(dataset, [clip], estimator, store, workers=1)
+    plane = tmp_path / "loose" / clip.name / "flow_y_00003.png"
     plane.write_bytes(plane.read_bytes()[:30])
     with pytest.raises(ValueError, match=r"flow_y_00003\.png: not a gray-scale"):
-        store.read(clip, 0, 5)
+        loose.read(clip, 0, 5)
+    path = tmp_path / "archive" / f"{clip.name}.zip"
+    whole = path.read_bytes()
+    start = whole.index(b"flow_y_00003.png") + len("flow_y_00003.png")
+    path.write_bytes(whole[:start] + bytes(30) + whole[start + 30 :])
+    with pytest.raises(ValueError, match=r"\.zip/flow_y_00003\.png: not a gray-scale"):
+        archive.read(clip, 0, 5)
+    for damaged in (whole[:-1], whole[:100], b"", whole + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"v_Archery_g01_c01\.zip: damaged"):
+            archive.n_flow(clip)
+        with pytest.raises(ValueError, match=r"v_Archery_g01_c01\.zip: damaged"):
+            archive.read(clip, 0, 5)
 
 
 KILLED = """
@@ -110,6 +172,10 @@ precompute(dataset, clips, estimator, store)
 """
 
 
+def stored_clips(folder: Path) -> int:
+    return len(list(folder.glob("*/[!.]*")))
+
+
 def test_a_killed_precompute_goes_on_to_the_same_bytes(small_tree, tmp_path, difference):
     dataset, estimator = UCF101(small_tree), difference()
     clips = dataset.clips("train") + dataset.clips("test")
@@ -120,13 +186,144 @@ def test_a_killed_precompute_goes_on_to_the_same_bytes(small_tree, tmp_path, dif
     command = [sys.executable, "-c", KILLED, str(small_tree), str(folder), str(conftest)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list(folder.glob("*/*/clip.json"))) < 3 and time.monotonic() < deadline:
+    while stored_clips(folder) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    done = len(list(folder.glob("*/*/clip.json")))
+    done = stored_clips(folder)
     assert 3 <= done < len(clips)
-    (folder / "Archery" / ".v_Archery_g09_c01.1.part").mkdir()  # what a kill within a clip leaves
+    machine = re.sub(r"\W", "_", os.uname().nodename)
+    dead = f"{machine}-{process.pid}.part"
+    (folder / "Archery" / f".v_Archery_g09_c01.{dead}").mkdir()  # what a kill within a clip leaves
+    (folder / "Archery" / f".v_Archery_g09_c01.zip.{dead}").touch()
+    alive = folder / "Archery" / f".v_Archery_g08_c01.zip.{machine}-{os.getpid()}.part"
+    alive.touch()
     assert precompute(dataset, clips, estimator, store_for(folder, dataset, estimator), workers=2) == len(clips) - done
+    alive.unlink()  # another process's, and it lives: it was left alone
     assert contents(folder) == contents(tmp_path / "whole")
     assert not list(folder.glob("*/.*"))
+
+
+FAULTS = {
+    "gone": (lambda path: path.unlink(), "missing"),
+    "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "a bit": (lambda path: path.write_bytes(flipped(path.read_bytes())), r"checksum|not a gray-scale"),
+}
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of a plane's picture data, in the middle."""
+    place = data.index(b"IDAT", data.index(b"flow_x_00005.png")) + 20
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_and_only_it_is_repaired(small_tree, tmp_path, difference, fault):
+    dataset, estimator = UCF101(small_tree), difference()
+    folder = tmp_path / "store"
+    store = store_for(folder, dataset, estimator)
+    assert extract(dataset, estimator, store, workers=1, shard=(0, 1)) == []
+    assert verify(dataset, store) == ([], [])
+    sound = contents(folder)
+    clip = dataset.clips("train")[2]
+    path = folder / f"{clip.name}.zip"
+    spoil, message = FAULTS[fault]
+    spoil(path)
+    bad, faults = verify(dataset, store)
+    assert bad == [clip] and len(faults) == 1
+    assert re.search(rf"{path}: .*({message})", faults[0])
+    times = {name: (folder / name).stat().st_mtime_ns for name in sound if name != f"{clip.name}.zip"}
+    assert repair(dataset, estimator, store, workers=1) == (1, [])
+    assert contents(folder) == sound
+    assert times == {name: (folder / name).stat().st_mtime_ns for name in times}
+
+
+def test_a_video_that_changed_is_a_fault(small_tree, tmp_path, difference, video_writer, texture):
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator)
+    extract(dataset, estimator, store, workers=1, shard=(0, 1))
+    clip = dataset.clips("test")[1]
+    video_writer(clip.path, texture(99, count=30))
+    bad, faults = verify(dataset, store)
+    assert bad == [clip] and "was made from another v_HandstandPushups_g01_c01.avi" in faults[0]
+    repair(dataset, estimator, store, workers=1)
+    assert store.n_flow(clip) == len(dataset.decode(clip)) - 1 and verify(dataset, store) == ([], [])
+
+
+def test_bad_clips_among_good_ones_are_listed_and_the_good_ones_are_there(
+    small_tree, tmp_path, difference, video_writer, texture
+):
+    """Vanished, cut off, empty, of one frame, wrongly named: five faults, and the flow of the four others."""
+    whole, estimator = UCF101(small_tree), difference()
+    clips = [*whole.clips("train"), *whole.clips("test")]
+    extract(whole, estimator, store_for(tmp_path / "whole", whole, estimator), workers=1, shard=(0, 1))
+    clips[0].path.unlink()
+    clips[1].path.write_bytes(clips[1].path.read_bytes()[:500])
+    clips[2].path.write_bytes(b"")
+    video_writer(clips[3].path, texture(0, count=1))
+    clips[4].path.rename(clips[4].path.with_name("v_Rowing_g02_c1.avi"))
+    dataset = UCF101(small_tree)
+    store = store_for(tmp_path / "store", dataset, estimator)
+    faults = extract(dataset, estimator, store, workers=2, shard=(0, 1))
+    for clip in clips[:5]:
+        assert sum(clip.path.name in fault for fault in faults) == 1
+    assert sum("v_Rowing_g02_c1.avi: no list names it" in fault for fault in faults) == 1 and len(faults) == 6
+    good = {
+        name: data for name, data in contents(tmp_path / "whole").items() if not any(c.name in name for c in clips[:5])
+    }
+    assert contents(tmp_path / "store") == good and len(good) == 5  # and the manifest
+
+
+def test_shards_and_processes_give_one_store(small_tree, tmp_path, difference):
+    dataset, estimator = UCF101(small_tree), difference()
+    extract(dataset, estimator, store_for(tmp_path / "whole", dataset, estimator), workers=1, shard=(0, 1))
+    for index in range(2):
+        store = store_for(tmp_path / "shards", dataset, estimator)
+        assert extract(dataset, estimator, store, workers=1, shard=(index, 2)) == []
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        ("1/4", {"WORLD_SIZE": "2", "RANK": "0"}, (1, 4)),
+        (None, {}, (0, 1)),
+        (None, {"SLURM_NTASKS": "3", "SLURM_PROCID": "2"}, (2, 3)),
+        (None, {"WORLD_SIZE": "2", "NODE_RANK": "1", "LOCAL_RANK": "0"}, (1, 2)),
+        (None, {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (3, 4)),
+    ],
+)
+def test_a_shard_is_named_or_follows_from_the_launcher(text, environment, expected):
+    assert shard_of(text, environment) == expected
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "a/2", "-1/2"])
+def test_an_impossible_shard_is_named(text):
+    with pytest.raises(ValueError, match=f"shard {text.partition('/')[0]}"):
+        shard_of(text, {})
+
+
+def test_a_full_disk_stops_the_work_and_leaves_nothing_half_written(small_tree, tmp_path, difference, monkeypatch):
+    dataset, estimator = UCF101(small_tree), difference()
+    clips = [*dataset.clips("train"), *dataset.clips("test")]
+    store = store_for(tmp_path / "store", dataset, estimator)
+    replace, moved = Path.replace, []
+
+    def full(path, target):
+        if Path(target).suffix == ".zip":
+            moved.append(target)
+            if len(moved) == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match=rf"no space for {clips[3].name} in .*make room") as error:
+        precompute(dataset, clips, estimator, store, workers=1)
+    assert error.value.errno == errno.ENOSPC
+    assert [store.has(clip) for clip in clips[:5]] == [True, True, True, False, False]
+    assert not list((tmp_path / "store").glob("*/.*"))
+    monkeypatch.undo()
+    assert precompute(dataset, clips, estimator, store, workers=1) == len(clips) - 3
+    precompute(dataset, clips, estimator, store_for(tmp_path / "whole", dataset, estimator), workers=1)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")

@@ -51,18 +51,11 @@ def test_a_resize_scales_the_vectors():
     assert torch.allclose(resized, torch.tensor([6.0, -1.0]).view(1, 2, 1, 1).expand_as(resized))
 
 
-def test_a_scaled_crop_keeps_the_motion_per_pixel():
-    torch.manual_seed(1)
-    crop = transforms.random_scaled_crop(constant(4, -2), 48, (0.5,))
-    assert crop.shape == (1, 2, 48, 48)
-    assert torch.allclose(crop[0, :, 5, 5], torch.tensor([6.0, -3.0]))  # 32 pixels became 48
-
-
-def test_crops_reach_every_corner_and_stay_inside():
+def test_squares_reach_every_corner_and_stay_inside():
     torch.manual_seed(2)
-    ramp = torch.stack(torch.meshgrid(torch.arange(6.0), torch.arange(9.0), indexing="ij"))[None]
-    corners = {tuple(transforms.random_scaled_crop(ramp, 3, (0.5,))[0, :, 0, 0].tolist()) for _ in range(400)}
-    assert corners == {(y, x) for y in range(4) for x in range(7)}
+    squares = [transforms.random_square(6, 9, (0.5,)) for _ in range(400)]
+    assert {(rows.start, columns.start) for rows, columns in squares} == {(y, x) for y in range(4) for x in range(7)}
+    assert {(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in squares} == {(3, 3)}
 
 
 def test_pair_crop_takes_the_same_window():
