@@ -10,6 +10,8 @@ VENV ?= .venv
 UCF101 ?=
 FLOWNET2 ?=
 TRUE_FLOW ?=
+# Flow images to take over (import-flow).
+FROM ?=
 
 # The Trainer's own flags, and more of them for one step, e.g. SWEEP_ARGS="--data.init_args.max_clips=10".
 DEVICES ?=
@@ -56,8 +58,8 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
-.PHONY: flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
-.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 lint format clean FORCE
+.PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
+.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading lint format clean FORCE
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [DEVICES=N] [NODES=N]"
@@ -72,6 +74,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 data: $(INSTALLED) ## check the videos, or render the embedded ones, and say what is used
 	$(VENV)/bin/python -m datamodules data --dataset $(CONFIG)/dataset.yaml $(DATA_ARGS)
+
+import-flow: | $(INSTALLED) ## take over flow that is there as images, FROM=DIR; then train-classifiers FLOWS=imported
+	$(VENV)/bin/python -m datamodules import_flow --source $(FROM) --dataset $(CONFIG)/dataset.yaml --estimator configs/flow/imported.yaml --store $(RUN)/flow/imported
 
 # Flow stores by themselves; training fills what is missing of them, too.
 STORE = --dataset $(CONFIG)/dataset.yaml --estimator $(CONFIG)/$(call flow_yaml,$*) --store $(RUN)/flow/$*
@@ -122,6 +127,12 @@ test-all: $(INSTALLED) ## run the slow tests too
 
 bench-correlation: $(INSTALLED) ## the correlation layer beside a plain loop and, where installed, the compiled extension
 	$(VENV)/bin/python tests/benchmarks/correlation.py $(BENCH_ARGS)
+
+bench-extraction: $(INSTALLED) ## TV-L1 extraction beside a loop over cv2 (BENCH_ARGS=--algorithm=farneback), and UCF-101 at that rate
+	$(VENV)/bin/python tests/benchmarks/extraction.py $(UCF101) $(BENCH_ARGS)
+
+bench-flow-reading: $(INSTALLED) ## stacks read from a flow store beside bare imdecode
+	$(VENV)/bin/python tests/benchmarks/flow_reading.py $(BENCH_ARGS)
 
 bench-flownet2: $(INSTALLED) ## FlowNet2 beside its bare convolutions; pairs per second and signs in each precision
 	$(VENV)/bin/python tests/benchmarks/flownet2.py $(BENCH_ARGS)

@@ -1,4 +1,4 @@
-"""`python -m datamodules data|extract|verify|repair`: datasets and flow stores from the command line."""
+"""`python -m datamodules data|extract|verify|repair|import_flow`: datasets and flow stores from the command line."""
 
 import os
 import sys
@@ -11,19 +11,31 @@ from jsonargparse import auto_cli
 from torch import nn
 from tqdm import tqdm
 
-from datamodules import flow_extraction, yaml_environment
+from datamodules import download, flow_extraction, flow_import, yaml_environment
 from datamodules.flow_layouts import Kind
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.video_dataset import Clip, VideoDataset
 
 
-def data(dataset: VideoDataset, *, decode: bool = True) -> None:
+def data(
+    dataset: VideoDataset,
+    *,
+    decode: bool = True,
+    fetch: Path | None = None,
+    videos: str = download.VIDEOS,
+    lists: str = download.LISTS,
+) -> None:
     """Make or check a dataset: say what is used of it, what is missing and what cannot be decoded.
 
     Args:
         dataset: the videos.
         decode: decode every clip; without it only the files are looked for.
+        fetch: a folder into which UCF-101 and its lists are downloaded and unpacked first, as far as they are missing.
+        videos: where the archive of the videos is.
+        lists: where the archive of the official lists is.
     """
+    if fetch is not None:
+        download.download_ucf101(fetch, videos=videos, lists=lists)
     clips, faults = flow_extraction.present_clips(dataset)
     if decode:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -83,12 +95,28 @@ def repair(dataset: VideoDataset, estimator: nn.Module, store: Path, *, workers:
     _end(faults, f"{store}: {count} clips computed again")
 
 
+def import_flow(source: Path, dataset: VideoDataset, estimator: nn.Module, store: Path) -> None:
+    """Take over flow that is there as images: u/ and v/ folders or flow_x_, flow_y_ names, JPEG or PNG, from 0 or 1.
+
+    Args:
+        source: the folder of the images.
+        dataset: the videos they were computed from.
+        estimator: lightning_modules.flow.imported.ImportedFlow with the algorithm's name.
+        store: folder of the flow store to make.
+    """
+    clips, faults = flow_extraction.present_clips(dataset)
+    found = flow_import.find_flow(source, clips)
+    print(f"{source}: {found.description}")
+    faults += flow_import.import_flow(dataset, clips, found, _store(dataset, estimator, store))
+    _end(faults, f"{store}: {len(clips)} clips")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; what a user can mend ends as one message."""
     yaml_environment.install()
     try:
         auto_cli(
-            [data, extract, verify, repair],
+            [data, extract, verify, repair, import_flow],
             args=None if args is None else list(args),
             as_positional=False,
             prog="python -m datamodules",

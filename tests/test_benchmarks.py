@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 def run(script: str, *arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, BENCHMARKS / script, "--device=cpu", "--rounds=2", *arguments],
+        [sys.executable, BENCHMARKS / script, "--rounds=2", *arguments],
         cwd=BENCHMARKS.parents[1],
         capture_output=True,
         text=True,
@@ -21,14 +23,29 @@ def run(script: str, *arguments: str) -> str:
 
 
 def test_correlation():
-    printed = run("correlation.py", "--channels=8", "--height=6", "--width=7")
+    printed = run("correlation.py", "--device=cpu", "--channels=8", "--height=6", "--width=7")
     for name in ("parity classes", "loop over 441 shifts"):
         assert re.search(rf"{name}.* ms .*× .* ms .*× .* MB", printed), printed
 
 
 def test_flownet2():
-    printed = run("flownet2.py", "--variant=FlowNet2CS", "--width=0.0625", "--size", "64", "64")
+    printed = run("flownet2.py", "--device=cpu", "--variant=FlowNet2CS", "--width=0.0625", "--size", "64", "64")
     assert re.search(r"forward +[\d.]+ ms +[\d.]+ ms +[\d.]+", printed), printed
     agreement = {mode: float(re.search(rf"{mode} .* ([\d.]+)%$", printed, re.M)[1]) for mode in ("float32", "bfloat16")}
     assert 80 < agreement["bfloat16"] < agreement["float32"] <= 100
     assert agreement["float32"] > 99.9
+
+
+def test_flow_reading():
+    printed = run("flow_reading.py", "--clips=2", "--fields=20", "--size", "240", "240", "--stacks=4")
+    for kind in ("archive", "loose"):
+        assert re.search(rf"{kind}: .*\n.*read_planes.*% of bare imdecode\n.*%.*\n.*workers.*× one", printed), printed
+
+
+@pytest.mark.parametrize("algorithm", ["tvl1", "farneback"])
+def test_extraction(ucf101_root, algorithm):
+    """The loop and the extraction make the same flow: their stores are of one size a pair, their counts agree."""
+    printed = run(
+        "extraction.py", str(ucf101_root), f"--algorithm={algorithm}", "--clips=1", "--max-frames=3", "--workers", "1"
+    )
+    assert re.search(r"1 clips, \d+ pairs", printed) and "UCF-101 at this rate" in printed, printed
