@@ -76,6 +76,7 @@ data: $(INSTALLED) ## check the videos, or render the embedded ones, and say wha
 	$(VENV)/bin/python -m datamodules data --dataset $(CONFIG)/dataset.yaml $(DATA_ARGS)
 
 import-flow: | $(INSTALLED) ## take over flow that is there as images, FROM=DIR; then train-classifiers FLOWS=imported
+	$(if $(FROM),,$(error import-flow: give the folder of the flow images, FROM=DIR))
 	$(VENV)/bin/python -m datamodules import_flow --source $(FROM) --dataset $(CONFIG)/dataset.yaml --estimator configs/flow/imported.yaml --store $(RUN)/flow/imported
 
 # Flow stores by themselves; training fills what is missing of them, too.

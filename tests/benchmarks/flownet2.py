@@ -17,7 +17,8 @@ from side_by_side import median_ratio, side_by_side
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_modules.flow.flownet2 import VARIANTS, FlowNet2Estimator
+from lightning_modules.flow.flownet2 import FlowNet2Estimator
+from lightning_modules.flow.flownet_networks import VARIANTS
 
 MODES = ("float32", "TF32", "bfloat16")
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lightning_modules.checkpoints import CheckpointError, load_weights, read_state
-from lightning_modules.flow.flownet2 import VARIANTS, FlowNet2Estimator
+from lightning_modules.flow.flownet2 import FlowNet2Estimator
+from lightning_modules.flow.flownet_networks import VARIANTS
 
 WIDTH = 0.0625
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks.settings import weights_sha256
-from lightning_modules.flow.flownet2 import VARIANTS, FlowNet2Estimator, identify
+from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.flownet_layers import PredictFlow, UpsampledFlow, upsample
+from lightning_modules.flow.flownet_networks import VARIANTS, identify
 from lightning_modules.flow.losses import MultiScale
 
 SINGLE = ("FlowNet2C", "FlowNet2S", "FlowNet2SD")
