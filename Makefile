@@ -20,6 +20,7 @@ DATA_ARGS ?=
 FLOW_ARGS ?=
 FLOWNET2_ARGS ?=
 CLASSIFIER_ARGS ?=
+TRUE_FLOW_ARGS ?=
 SWEEP_ARGS ?=
 BENCH_ARGS ?=
 
@@ -99,7 +100,7 @@ $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(I
 
 evaluate-flownet2: $(FINE_TUNED) ## errors of the fine-tuned FlowNet2 on the test clips and, in TRUE_FLOW=DIR, against true flow
 	WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS)
-	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS))
+	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS) $(TRUE_FLOW_ARGS))
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
 $(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(PARTS) $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
