@@ -121,7 +121,15 @@ def test_clips_and_groups_are_the_datamodules(whole: Path) -> None:
         assert (record.label, record.group) == (clips[record.clip].label, clips[record.clip].group)
     stacks = {(record.clip, record.stack) for record in records if record.stack is not None}
     assert len(stacks) == sum(2 + index % 3 for index in range(11))
-    assert json.loads((whole / "costs.json").read_text())["seconds"].keys() >= {"one_shot/tvl1", "clean/flownet2"}
+    costs = json.loads((whole / "costs.json").read_text())
+    assert costs["seconds"].keys() >= {"one_shot/tvl1", "clean/flownet2"}
+    for what in ("one_shot/tvl1", "iterative_saliency_rg/flownet2", "clean/flownet2"):
+        attack, target = what.split("/")
+        rows = [r for r in records if (r.attack, r.target) == (attack, target)]
+        assert costs["pair_forwards"][what] == sum(r.pair_forwards for r in rows) > 0
+        assert costs["pair_backwards"][what] == sum(r.pair_backwards for r in rows)
+        pairs = costs["pair_forwards"][what] + costs["pair_backwards"][what]
+        assert costs["pairs_per_second"][what] == pytest.approx(pairs / costs["seconds"][what], rel=0.2)
 
 
 def test_other_settings_are_refused(whole: Path) -> None:
