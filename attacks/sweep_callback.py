@@ -4,6 +4,7 @@ Each process writes its own records as it goes; the first one merges them at the
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from attacks.examples import example_clips, save_example
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
+from attacks.progress import Progress
 from attacks.records import Cost, RecordStore
 from attacks.report import write_report
 from attacks.report.tables import print_tables
@@ -110,11 +112,13 @@ class SweepCallback(pl.Callback):
         trainer.strategy.barrier("sweep settings")
         check_settings(self.folder, self.settings)
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
-        self.found = len(self.store.done)
         trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
         chosen = list(getattr(getattr(trainer.test_dataloaders, "dataset", None), "chosen", range(len(self.clips))))
-        chosen = chosen[: int(trainer.num_test_batches[0]) * trainer.world_size]
+        videos = int(trainer.num_test_batches[0])
+        chosen = chosen[: videos * trainer.world_size]
+        found = sum(self.clips[index].name in self.store.done for index in chosen)
+        self.progress = Progress(videos, found // trainer.world_size)
         kept = example_clips([self.clips[index].label for index in chosen], self.examples)
         self.kept = {chosen[place] for place in kept}
 
@@ -129,9 +133,11 @@ class SweepCallback(pl.Callback):
     ) -> None:
         index = int(batch.clip)
         clip = self.clips[index]
-        _describe(trainer, f"Attacking videos ({self.found} found done)" if self.found else "Attacking videos")
         if clip.name in self.store.done:
+            self.progress.add(len(batch.frames), None)
+            _describe(trainer, str(self.progress))
             return
+        start = time.perf_counter()
         video = self.sweep.video(
             pl_module,
             batch.frames,
@@ -143,6 +149,8 @@ class SweepCallback(pl.Callback):
         if video.example is not None:
             save_example(self.folder / "examples", video.example)
         self.store.append(clip.name, video.records, video.costs)
+        self.progress.add(len(batch.frames), time.perf_counter() - start)
+        _describe(trainer, str(self.progress))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.barrier("sweep end")
@@ -202,7 +210,7 @@ def _costs(costs: Mapping[str, Cost]) -> dict[str, Any]:
 
 
 def _describe(trainer: pl.Trainer, text: str) -> None:
-    """Says on the Trainer's own bar, which counts videos and the time left, what they are there for."""
+    """Says it on the Trainer's own bar, which counts videos."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, TQDMProgressBar) and not bar.is_disabled:
         bar.test_progress_bar.set_description(text)

@@ -1,4 +1,4 @@
-"""The engine against the plain algorithm, stack by stack with whole forwards: each verdict, order and pixel, in float64.
+"""The engine against the plain algorithm, stack by stack with whole forwards: verdicts, orders, pixels, in float64.
 
 On random systems, stacks and options, and once on a real system.
 """
