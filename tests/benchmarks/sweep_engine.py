@@ -55,8 +55,8 @@ class Counting(nn.Module):
         return counts
 
 
-def make_system(variant: str, depth: int, crop: int) -> ModelUnderAttack:
-    estimator = Counting(FlowNet2Estimator(variant=variant))
+def make_system(variant: str, width: float, depth: int, crop: int) -> ModelUnderAttack:
+    estimator = Counting(FlowNet2Estimator(variant=variant, width=width))
     return ModelUnderAttack(estimator=estimator, classifier=ResNet(depth=depth, num_classes=2), crop=crop)
 
 
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--limit", action="store_true", help="the clean pass beside the bare networks instead")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop", type=int)
+    parser.add_argument("--width", type=float, default=1.0, help="share of the flow network's published channel counts")
     parser.add_argument("--stacks", type=int, default=8 if torch.cuda.is_available() else 2)
     parser.add_argument("--epsilons", type=float, nargs="+")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -261,7 +262,7 @@ def main() -> None:
     crop = options.crop or (224 if options.full else 112)
     variant, depth = ("FlowNet2", 152) if options.full else ("FlowNet2S", 18)
     epsilons = tuple(options.epsilons or ((0.005, 0.02) if options.full else EPSILONS))
-    system = make_system(variant, depth, crop).to(options.device)
+    system = make_system(variant, options.width, depth, crop).to(options.device)
     frames = moving_textures(options.stacks, *size).to(options.device)
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
