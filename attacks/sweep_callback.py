@@ -51,8 +51,8 @@ class SweepCallback(pl.Callback):
         system: name of the white box in the report; the paper's is flownet2.
         batch_size: stacks in one attack call. It bounds the memory, together with the number of ε.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient of the default attacks and of
-            the clean pass; None keeps those of a whole pass. Where FlowNet2 does not fit, 10 or 20 bound it at the cost
-            of one more estimate of each clean pair. Results are the same.
+            the clean pass; None keeps those of a whole pass. Of FlowNet2 at 256×320 a pair keeps 0.3 GB, the 80 of
+            eight stacks 23 GB. With fewer, the clean pass estimates each pair twice. Results are the same.
         examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
         output: folder of records and report; the Trainer's default_root_dir when None.
     """

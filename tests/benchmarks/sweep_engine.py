@@ -10,6 +10,7 @@ The networks have random weights. Their two classes are as far apart as makes th
 
 import argparse
 import statistics
+import time
 
 import numpy as np
 import torch
@@ -187,11 +188,13 @@ def whole_sweep(
     counter.read()
     engine = Engine(options.batch_size, options.pairs_at_once)
     contenders = {"toolbox": by_toolbox, "plain": plainly, "engine": engine}
-    made, counts = {}, {}
+    made, counts, processor = {}, {}, {}
 
     def run(name: str) -> None:
         counter.read()
+        start = time.process_time()
         made[name] = contenders[name](system, frames, labels, epsilons)
+        processor[name] = time.process_time() - start
         counts[name] = counter.read()
 
     alternatives = {name: (lambda name=name: run(name)) for name in contenders if name not in options.without}
@@ -201,14 +204,17 @@ def whole_sweep(
         of_lost = result.frames_perturbed[result.success].double().mean().item()
         print(f"{ATTACKS[method]:10} lost {lost:6.1%}; mean frames of the lost {of_lost:5.2f}, ", end="")
         print(f"of all {lengths.mean().item():5.2f}")
-    print("             seconds   pair forwards   pair backwards   seconds / engine   pairs / engine")
+    print("             seconds   CPU seconds   pair forwards   pair backwards", end="")
+    print("   seconds / engine   CPU seconds / engine   pairs / engine")
     for name in alternatives:
         ratio = median_ratio(seconds[name], seconds["engine"])
         share = sum(counts[name]) / sum(counts["engine"])
-        print(f"{name:10} {statistics.median(seconds[name]):9.1f} {counts[name][0]:15} {counts[name][1]:16}", end="")
-        print(f" {ratio:18.2f} {share:16.2f}")
+        print(f"{name:10} {statistics.median(seconds[name]):9.1f} {processor[name]:13.1f}", end="")
+        print(f" {counts[name][0]:15} {counts[name][1]:16} {ratio:18.2f}", end="")
+        print(f" {processor[name] / processor['engine']:22.2f} {share:16.2f}")
     forwards, backwards, graphs = required(engine.results, len(frames))
-    print(f"required   {'':9} {forwards:15} {backwards:16}   and {graphs} forwards of the graphs of the live pairs")
+    print(f"required   {'':9} {'':13} {forwards:15} {backwards:16}", end="")
+    print(f"   and {graphs} forwards of the graphs of the live pairs")
     total = sum(counts["engine"])
     print(f"engine / required: {total / (forwards + backwards + graphs):.3f} with these, ", end="")
     print(f"{total / (forwards + backwards):.3f} without, backwards alone {counts['engine'][1] / backwards:.3f}")
