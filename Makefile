@@ -60,7 +60,7 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
 .PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
-.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading lint format clean FORCE
+.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep lint format clean FORCE
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [DEVICES=N] [NODES=N]"
@@ -138,6 +138,9 @@ bench-flow-reading: $(INSTALLED) ## stacks read from a flow store beside bare im
 
 bench-flownet2: $(INSTALLED) ## FlowNet2 beside its bare convolutions; pairs per second and signs in each precision
 	$(VENV)/bin/python tests/benchmarks/flownet2.py $(BENCH_ARGS)
+
+bench-sweep: $(INSTALLED) ## the sweep engine beside the adversarial-robustness-toolbox and the plain algorithm (BENCH_ARGS="--full", "--limit")
+	$(VENV)/bin/python tests/benchmarks/sweep_engine.py $(BENCH_ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -112,5 +112,47 @@ def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
     return dict(sorted(shares.items()))
 
 
+class BudgetMap(NamedTuple):
+    """What is left of one system under one attack that goes frame by frame and may perturb so many frames at most."""
+
+    epsilons: list[float]
+    """E values in rising order"""
+    accuracy: list[list[float]]
+    """(E, T+1), of all stacks, for budgets of 0 … T frames: right when clean and after each step in the budget"""
+
+
+def budget_map(records: Iterable[Record], frames: int | None = None) -> dict[tuple[str, str], BudgetMap]:
+    """(attack, target) -> accuracy by ε and frame budget, from the steps in the rows at stack level.
+
+    An attack stops at its first success, so one run tells what every smaller budget would have left standing.
+
+    Args:
+        frames: T, the greatest budget; the most frames that any attack of these rows perturbed when None.
+    """
+    stacks: Counter[tuple[str, str, float]] = Counter()
+    attacked: Counter[tuple[str, str, float]] = Counter()
+    lost: dict[tuple[str, str, float], Counter[int]] = {}
+    longest = 0
+    for record in records:
+        if record.level != "stack" or record.steps is None:
+            continue
+        cell = record.attack, record.target, record.epsilon
+        stacks[cell] += 1
+        attacked[cell] += record.attacked
+        longest = max(longest, len(record.steps))
+        wrong = [step for step, (_, prediction, *_) in enumerate(record.steps, start=1) if prediction != record.label]
+        if record.attacked and wrong:
+            lost.setdefault(cell, Counter())[wrong[0]] += 1
+    maps: dict[tuple[str, str], BudgetMap] = {}
+    for cell in sorted(stacks):
+        attack, target, epsilon = cell
+        of_budget = maps.setdefault((attack, target), BudgetMap([], []))
+        of_budget.epsilons.append(epsilon)
+        losses = lost.get(cell, Counter())
+        standing = [attacked[cell] - sum(losses[k] for k in range(b + 1)) for b in range((frames or longest) + 1)]
+        of_budget.accuracy.append([count / stacks[cell] for count in standing])
+    return maps
+
+
 def _mean(counts: Counter[int]) -> float | None:
     return sum(value * count for value, count in counts.items()) / counts.total() if counts else None

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attacks.metrics import Cell, curve, frames_histogram, tally
+from attacks.metrics import BudgetMap, Cell, budget_map, curve, frames_histogram, tally
 from attacks.records import CLEAN, Record
 
 
@@ -31,6 +31,10 @@ def row(attack: str, epsilon: float, attacked: bool, correct: bool, frames: int 
         "frames_perturbed": frames,
         "frame_order": list(range(frames)),
         "stacks_perturbed": None,
+        "margin": None if level == "video" else 1.0 if correct else -1.0,
+        "steps": None,
+        "pair_forwards": 0,
+        "pair_backwards": 0,
     }
     return Record(**{**values, **fields})
 
@@ -100,3 +104,40 @@ def test_histogram_is_the_mean_over_epsilon() -> None:
     shares = frames_histogram(curve(tally(rows), level="stack", attack="rg", target="flownet2"))
     assert shares == {1: 0.75, 2: 0.125, 4: 0.125}
     assert frames_histogram(curve(tally(rows[1:3]), level="stack", attack="rg", target="flownet2")) == {}
+
+
+def _stepwise(*predictions: int, attacked: bool = True, **fields: Any) -> Record:
+    """An attack on a stack of class 1 that made these predictions one after the other."""
+    steps = [[n, prediction, 0.9, 1.0 if prediction == 1 else -1.0] for n, prediction in enumerate(predictions)]
+    correct = not predictions or predictions[-1] == 1
+    return row("rg", fields.pop("epsilon", 0.01), attacked, correct, len(steps), steps=steps, **fields)
+
+
+def test_budget_map_by_hand() -> None:
+    # Five stacks: one wrong when clean, lost after 1, lost after 3, and two that withstand with 4.
+    rows = [
+        _stepwise(attacked=False),
+        _stepwise(0),
+        _stepwise(1, 1, 2),
+        _stepwise(1, 1, 1, 1),
+        _stepwise(1, 1, 1, 1),
+        _stepwise(2, epsilon=0.005),
+        _stepwise(1, 0, target="tvl1"),
+        row("one_shot", 0.01, True, False, 4),  # all frames at once: there are no budgets
+        row(CLEAN, 0.0, True, True),
+        row("rg", 0.01, True, False, 3, level="video", stack=None),
+    ]
+    assert budget_map(rows) == {
+        ("rg", "flownet2"): BudgetMap([0.005, 0.01], [[1, 0, 0, 0, 0], [0.8, 0.6, 0.6, 0.4, 0.4]]),
+        ("rg", "tvl1"): BudgetMap([0.01], [[1, 1, 0, 0, 0]]),
+    }
+    longer = budget_map(rows, frames=11)["rg", "flownet2"]
+    assert longer.accuracy[1] == [0.8, 0.6, 0.6] + [0.4] * 9
+    assert budget_map(rows, frames=2)["rg", "flownet2"].accuracy[1] == [0.8, 0.6, 0.6]
+
+
+def test_the_greatest_budget_is_the_attack_itself() -> None:
+    rows = [_stepwise(1, 0), _stepwise(1, 1, 1), _stepwise(0), _stepwise(attacked=False)]
+    accuracy = budget_map(rows)["rg", "flownet2"].accuracy[0]
+    counts = tally(rows)[Cell("stack", "rg", "flownet2", 0.01)]
+    assert accuracy[-1] == counts.accuracy and accuracy[0] == counts.attacked / counts.examples
