@@ -17,6 +17,7 @@ from attacks.attack import Attack, check_epsilons
 from attacks.attack_result import AttackResult
 from attacks.clean_pass import CleanPass, clean_pass
 from attacks.examples import Example, make_example
+from attacks.realisability import Row, realisability
 from attacks.records import CLEAN, Record
 from attacks.stack_outcomes import StackOutcomes, join, records_of, stack_outcomes
 from attacks.victim import BatchedVictim, Victim, under_attack
@@ -27,7 +28,9 @@ class VideoSweep(NamedTuple):
     """in an order that depends on the sweep's settings alone"""
     example: Example | None
     seconds: dict[str, float]
-    """wall seconds of "clean/<target>", "<attack>/<target>" and "8-bit/<target>" """
+    """wall seconds of "clean/<target>", "<attack>/<target>", "8-bit/<target>" and "realise/<target>" """
+    realised: list[Row]
+    """of the white box; empty unless asked for"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +67,25 @@ class Sweep:
             raise ValueError(f"batch_size is {self.batch_size}: at least 1 stack is needed")
 
     def video(
-        self, white_box: Victim, frames: Tensor, label: int, *, clip: str, group: str, keep_example: bool = False
+        self,
+        white_box: Victim,
+        frames: Tensor,
+        label: int,
+        *,
+        clip: str,
+        group: str,
+        keep_example: bool = False,
+        realise: bool = False,
     ) -> VideoSweep:
         """Attack all stacks (S, T, 3, H, W) in [0, 1] of one video with the gradient of `white_box`.
 
-        The example is the first stack that the white box classifies right, else the first stack.
+        The example is the first stack that the white box classifies right, else the first stack. `realise` also sends
+        what the attacks on the white box made through 8 bits and video files.
         """
         systems = {self.system: white_box, **self.targets}
         seconds: dict[str, float] = defaultdict(float)
         outcomes: dict[tuple[str, str], list[StackOutcomes]] = defaultdict(list)
+        realised: list[Row] = []
         example, example_is_right = None, False
         for start in range(0, len(frames), self.batch_size):
             chunk = frames[start : start + self.batch_size]
@@ -83,6 +96,10 @@ class Sweep:
                     gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
                     passes[target] = clean_pass(judge, chunk, labels, gradient=gradient, batch_size=self.batch_size)
                     outcomes[CLEAN, target].append(self._clean_outcomes(judge, chunk, labels, passes[target]))
+            if realise:
+                realised += self._realise(
+                    CLEAN, white_box, chunk, passes[self.system], None, start, label, clip, seconds
+                )
             white_box_results: dict[str, AttackResult] = {}
             for name, target in self._combinations():
                 judge = systems[target]
@@ -100,6 +117,8 @@ class Sweep:
                 with _clock(seconds, f"8-bit/{target}", chunk):
                     right = self._right_in_8bit(judge, chunk, labels, passes[target], result)
                 outcomes[name, target].append(stack_outcomes(result, right))
+                if realise and not black_box:
+                    realised += self._realise(name, judge, chunk, passes[target], result, start, label, clip, seconds)
                 if keep_example and not black_box:
                     white_box_results[name] = result
             if keep_example and not example_is_right:
@@ -125,12 +144,42 @@ class Sweep:
                 attack=name,
             )
         ]
-        return VideoSweep(records, example, dict(seconds))
+        return VideoSweep(records, example, dict(seconds), realised)
 
     def _combinations(self) -> Iterator[tuple[str, str]]:
         """(attack, target): all attacks on the white box, the transferred ones on the others."""
         for target in (self.system, *self.targets):
             yield from ((name, target) for name in self.attacks if target == self.system or name in self.transfer)
+
+    def _realise(
+        self,
+        attack: str,
+        white_box: Victim,
+        frames: Tensor,
+        clean: CleanPass,
+        result: AttackResult | None,
+        first_stack: int,
+        label: int,
+        clip: str,
+        seconds: dict[str, float],
+    ) -> list[Row]:
+        """Realisability of some stacks under one attack, or of the clean ones without a result."""
+        predictions = clean.logits.argmax(1)
+        with _clock(seconds, f"realise/{self.system}", frames):
+            return realisability(
+                white_box,
+                frames,
+                frames[None] if result is None else result.adversarial,
+                predictions[None] if result is None else result.predictions,
+                epsilons=[0.0] if result is None else self.epsilons,
+                attacked=predictions == label,
+                label=label,
+                clip=clip,
+                first_stack=first_stack,
+                attack=attack,
+                target=self.system,
+                batch_size=self.batch_size,
+            )
 
     def _clean_outcomes(self, judge: Victim, frames: Tensor, labels: Tensor, clean: CleanPass) -> StackOutcomes:
         nothing = AttackResult(

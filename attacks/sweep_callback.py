@@ -19,6 +19,7 @@ from attacks.examples import example_clips, save_example
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
+from attacks.realisability import merge_rows, rows_path, save_rows
 from attacks.records import RecordStore
 from attacks.report import write_report
 from attacks.report.tables import print_tables
@@ -49,6 +50,8 @@ class SweepCallback(pl.Callback):
         system: name of the white box in the report; the paper's is flownet2.
         batch_size: stacks in one attack call. It bounds the memory, together with the number of ε.
         examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
+        realise: of how many clips the white box judges the attacked frames as 8-bit frames and video files, too
+            (realisability.json); when None, of the examples. It needs 8-bit frames.
         output: folder of records and report; the Trainer's default_root_dir when None.
     """
 
@@ -62,6 +65,7 @@ class SweepCallback(pl.Callback):
         system: str = "flownet2",
         batch_size: int = 8,
         examples: int = 4,
+        realise: int | None = None,
         output: Path | None = None,
     ) -> None:
         attacks = default_attacks(batch_size) if attacks is None else attacks
@@ -75,6 +79,7 @@ class SweepCallback(pl.Callback):
             batch_size=batch_size,
         )
         self.examples = examples
+        self.realise = examples if realise is None else realise
         self.output = output
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -110,8 +115,10 @@ class SweepCallback(pl.Callback):
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
         chosen = list(getattr(getattr(trainer.test_dataloaders, "dataset", None), "chosen", range(len(self.clips))))
         chosen = chosen[: int(trainer.num_test_batches[0]) * trainer.world_size]
-        kept = example_clips([self.clips[index].label for index in chosen], self.examples)
-        self.kept = {chosen[place] for place in kept}
+        labels = [self.clips[index].label for index in chosen]
+        self.kept, self.realised = (
+            {chosen[place] for place in example_clips(labels, count)} for count in (self.examples, self.realise)
+        )
 
     def on_test_batch_end(
         self,
@@ -125,7 +132,9 @@ class SweepCallback(pl.Callback):
         index = int(batch.clip)
         clip = self.clips[index]
         _describe(trainer, f"Attacking videos ({self.found} found done)" if self.found else "Attacking videos")
-        if clip.name in self.store.done:
+        done = clip.name in self.store.done
+        realise = index in self.realised and not rows_path(self.folder, clip.name).exists()
+        if done and not realise:
             return
         video = self.sweep.video(
             pl_module,
@@ -134,7 +143,12 @@ class SweepCallback(pl.Callback):
             clip=clip.name,
             group=clip.group,
             keep_example=index in self.kept,
+            realise=realise,
         )
+        if realise:
+            save_rows(self.folder, clip.name, video.realised)
+        if done:
+            return
         if video.example is not None:
             save_example(self.folder / "examples", video.example)
         self.store.append(clip.name, video.records, video.seconds)
@@ -143,6 +157,7 @@ class SweepCallback(pl.Callback):
         trainer.strategy.barrier("sweep end")
         if trainer.is_global_zero:
             self.store.merge()
+            merge_rows(self.folder, {self.clips[index].name for index in self.realised})
             costs = {"unit": "wall seconds, summed over processes", "seconds": self.store.seconds()}
             (self.folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n")
             report = write_report(self.folder)

@@ -26,7 +26,15 @@ from attacks.sweep_callback import EPSILONS, SweepCallback
 
 SCRIPT = Path(__file__).with_name("toy_sweep.py")
 toy = SimpleNamespace(**runpy.run_path(str(SCRIPT), run_name="toy_sweep"))
-DERIVED = ["records.jsonl", "results.json", "tables.txt", "tables/table1.csv", "tables/table2.csv", "settings.json"]
+DERIVED = [
+    "records.jsonl",
+    "realisability.json",
+    "results.json",
+    "tables.txt",
+    "tables/table1.csv",
+    "tables/table2.csv",
+    "settings.json",
+]
 
 
 @pytest.fixture(scope="module")
