@@ -90,6 +90,8 @@ def _similarity(clean: Tensor, adversarial: Tensor, perturbed: Tensor) -> Tensor
     of_frames = torch.zeros(perturbed.shape, dtype=torch.float64, device=clean.device)
     index = perturbed.nonzero()
     for part in index.split(FRAMES_AT_ONCE.get(clean.device.type, 16)):
+        if not len(part):  # no frame of any stack: torchmetrics takes no empty batch
+            continue
         e, b, t = part.unbind(1)
         similar = structural_similarity_index_measure(
             adversarial[e, b, t], clean[b, t], data_range=1.0, reduction="none"

@@ -46,6 +46,7 @@ def test_a_stack_left_alone_has_no_quality_and_every_stack_its_own() -> None:
     quality = stack_quality(clean, adversarial, torch.zeros(3, 4, 2, 16, 20), torch.zeros(2, 3, 4, 2, 16, 20))
     assert [[q.psnr is None for q in row] for row in quality] == [[True] * 3, [False, True, False]]
     assert quality[0][0] == (None,) * 4
+    assert stack_quality(clean, clean[None]) == [[(None,) * 4] * 3]
     assert [quality[1][b].psnr for b in (0, 2)] == pytest.approx([-20 * math.log10(e) for e in (0.03, 0.01)], abs=1e-3)
     for b in (0, 2):
         flow = torch.zeros(1, 4, 2, 16, 20)
