@@ -26,7 +26,7 @@ def by_hand(weights: Path, image: Tensor, other: Tensor) -> Tensor:
     network.load_state_dict(torch.load(weights, weights_only=True))
     network.eval()
     file = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
-    linear = torch.load(file, weights_only=True)
+    linear = torch.load(file, map_location="cpu", weights_only=True)
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     a, b = ((2 * x - 1 - shift.view(3, 1, 1)) / scale.view(3, 1, 1) for x in (image, other))
     total, layer = torch.zeros(len(image)), 0
