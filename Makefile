@@ -23,6 +23,7 @@ CLASSIFIER_ARGS ?=
 SWEEP_ARGS ?=
 PATHS_ARGS ?=
 EXPORT_ARGS ?=
+WORKSPACE_ARGS ?=
 BENCH_ARGS ?=
 
 PRESETS := $(filter-out data flow classifier logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
@@ -60,7 +61,7 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
-.PHONY: check-paths export-clips evaluate-clips
+.PHONY: check-paths export-clips evaluate-clips wandb-workspace
 .PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
 .PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading lint format clean FORCE
 
@@ -124,6 +125,9 @@ export-clips: $(RESULTS) ## the sweep's examples as video files, judged; EXPORT_
 
 evaluate-clips: $(CLASSIFIERS) ## read the exported video files and judge them again: the same verdicts, or exit code 1
 	$(LIGHTNING).exported_clips evaluate --config $(CONFIG)/attack-sweep.yaml --exported $(RUN)/clips
+
+wandb-workspace: $(RESULTS) ## a saved W&B workspace of the sweep and its trainings, once their runs are online
+	$(LIGHTNING).wandb_workspace $(RUN)/attack-sweep --group $(WANDB_RUN_GROUP) $(WORKSPACE_ARGS)
 
 # Each changes only when the arguments of its step do, so that other arguments are not silently ignored.
 $(RUN)/flownet2.args: STEP_ARGS = $(FLOWNET2) $(FLOWNET2_ARGS)

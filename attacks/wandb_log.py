@@ -62,7 +62,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
     run.config.update({"attack_sweep": dict(settings)}, allow_val_change=True)
     run.define_metric(EPSILON)
     run.define_metric("attack/*", step_metric=EPSILON)
-    curves = dict(_curves(results))
+    curves = dict(curves_of(results))
     for name in curves:
         # By name too: the logger has declared every metric against the Trainer's step.
         run.define_metric(name, step_metric=EPSILON)
@@ -113,7 +113,7 @@ def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
     return path
 
 
-def _curves(results: Results) -> Iterator[tuple[str, dict[float, float | None]]]:
+def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]]]:
     """Name -> ε -> value, of each quantity and of the ends of its interval."""
     for attack, target, level in product(results.attacks, results.systems, LEVELS):
         points = results.curve(attack, target, level)
