@@ -22,6 +22,9 @@ FLOWNET2_ARGS ?=
 CLASSIFIER_ARGS ?=
 TRUE_FLOW_ARGS ?=
 SWEEP_ARGS ?=
+PATHS_ARGS ?=
+EXPORT_ARGS ?=
+WORKSPACE_ARGS ?=
 BENCH_ARGS ?=
 
 PRESETS := $(filter-out data flow classifier logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
@@ -59,6 +62,7 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
+.PHONY: check-paths export-clips evaluate-clips wandb-workspace
 .PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
 .PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep lint format clean FORCE
 
@@ -113,6 +117,18 @@ $(RESULTS): $(CONFIG)/attack-sweep.yaml $(PARTS) $(RUN)/attack-sweep.args $(CLAS
 	WANDB_NAME=attack-sweep $(LIGHTNING) test --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(SWEEP_ARGS)
 	@touch -c $@
 	$(eval PRINTED := 1)
+
+check-paths: $(CLASSIFIERS) ## classes from stored PNG flow, memory and lossless video must agree on every test stack
+	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml --stores $(RUN)/flow --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
+
+export-clips: $(RESULTS) ## the sweep's examples as video files, judged; EXPORT_ARGS="--clips=[…] --lpips=alexnet.pth"
+	$(LIGHTNING).exported_clips export --config $(CONFIG)/attack-sweep.yaml --sweep $(RUN)/attack-sweep --output $(RUN)/clips $(EXPORT_ARGS)
+
+evaluate-clips: $(CLASSIFIERS) ## read the exported video files and judge them again: the same verdicts, or exit code 1
+	$(LIGHTNING).exported_clips evaluate --config $(CONFIG)/attack-sweep.yaml --exported $(RUN)/clips
+
+wandb-workspace: $(RESULTS) ## a saved W&B workspace of the sweep and its trainings, once their runs are online
+	$(LIGHTNING).wandb_workspace $(RUN)/attack-sweep --group $(WANDB_RUN_GROUP) $(WORKSPACE_ARGS)
 
 # Each changes only when the arguments of its step do, so that other arguments are not silently ignored.
 $(RUN)/flownet2.args: STEP_ARGS = $(FLOWNET2) $(FLOWNET2_ARGS)

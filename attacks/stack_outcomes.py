@@ -1,5 +1,6 @@
 """The records of one video, at both levels, from what an attack did to its stacks (paper, sections 5.1 and 5.2)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack_result import AttackResult, margin
+from attacks.perceptibility import Quality
 from attacks.records import Record
 from attacks.video_level import VideoOutcome, attack_all_stacks, attack_stack_after_stack, video_prediction
 
@@ -34,9 +36,11 @@ class StackOutcomes(NamedTuple):
     """(E, S)"""
     pair_backwards: Tensor
     """(E, S)"""
+    quality: Tensor
+    """(E, S, 4) float64, the fields of Quality; nan for None"""
 
 
-def stack_outcomes(result: AttackResult, correct_8bit: Tensor) -> StackOutcomes:
+def stack_outcomes(result: AttackResult, correct_8bit: Tensor, quality: list[list[Quality]]) -> StackOutcomes:
     """What is kept of a result once its frames are dropped."""
     return StackOutcomes(
         probabilities=result.logits.float().softmax(-1).cpu(),
@@ -49,6 +53,10 @@ def stack_outcomes(result: AttackResult, correct_8bit: Tensor) -> StackOutcomes:
         steps=None if result.step_logits is None else _steps(result.step_logits.cpu(), result.labels.cpu()),
         pair_forwards=result.pair_forwards.cpu(),
         pair_backwards=result.pair_backwards.cpu(),
+        quality=torch.tensor(
+            [[[math.nan if value is None else value for value in of_stack] for of_stack in row] for row in quality],
+            dtype=torch.float64,
+        ),
     )
 
 
@@ -79,6 +87,7 @@ def records_of(
         for stack in range(len(outcomes.attacked)):
             correct = int(outcomes.prediction[e, stack]) == label
             attacked = bool(outcomes.attacked[stack])
+            quality = _quality(outcomes.quality[e, stack])
             order = [frame for frame in outcomes.frame_order[e, stack].tolist() if frame >= 0]
             yield Record(
                 **common,
@@ -100,6 +109,10 @@ def records_of(
                 steps=None if outcomes.steps is None else _listed(order, outcomes.steps[e, stack]),
                 pair_forwards=int(outcomes.pair_forwards[e, stack]),
                 pair_backwards=int(outcomes.pair_backwards[e, stack]),
+                psnr=quality.psnr,
+                ssim=quality.ssim,
+                flicker=quality.flicker,
+                flow_epe=quality.flow_epe,
             )
         video = _video(clean_probabilities, outcomes, e, dense, label)
         yield Record(
@@ -130,6 +143,10 @@ def _video(clean: Tensor, outcomes: StackOutcomes, e: int, dense: bool, label: i
     if dense:
         return attack_all_stacks(clean, adversarial, frames_perturbed, label)
     return attack_stack_after_stack(clean, adversarial, outcomes.attacked, frames_perturbed, label)
+
+
+def _quality(values: Tensor) -> Quality:
+    return Quality(*(None if math.isnan(value) else value for value in values.tolist()))
 
 
 def _steps(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from attacks.attack import Attack, check_epsilons
 from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
 from attacks.examples import Example, make_example
+from attacks.perceptibility import stack_quality
+from attacks.realisability import Row, realisability
 from attacks.records import CLEAN, Cost, Record
 from attacks.stack_outcomes import StackOutcomes, join, records_of, stack_outcomes
 from attacks.victim import BatchedVictim, Victim, under_attack
@@ -28,7 +30,9 @@ class VideoSweep(NamedTuple):
     """in an order that depends on the sweep's settings alone"""
     example: Example | None
     costs: dict[str, Cost]
-    """of "clean/<target>", "<attack>/<target>" and "8-bit/<target>" """
+    """of "clean/<target>", "<attack>/<target>", "8-bit/<target>", "quality/<target>" and "realise/<white box>" """
+    realised: list[Row]
+    """what the white box says of attacked frames that were stored; empty unless asked for"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,37 +73,60 @@ class Sweep:
             raise ValueError(f"pairs_at_once is {self.pairs_at_once}: at least 1 pair is needed")
 
     def video(
-        self, white_box: Victim, frames: Tensor, label: int, *, clip: str, group: str, keep_example: bool = False
+        self,
+        white_box: Victim,
+        frames: Tensor,
+        label: int,
+        *,
+        clip: str,
+        group: str,
+        keep_example: bool = False,
+        realise: bool = False,
     ) -> VideoSweep:
         """Attack all stacks (S, T, 3, H, W) in [0, 1] of one video with the gradient of `white_box`.
 
-        The example is the first stack that the white box classifies right, else the first stack.
+        The example is the first stack that the white box classifies right, else the first stack. `realise` also sends
+        what the attacks on the white box made through 8 bits and video files.
         """
         systems = {self.system: white_box, **self.targets}
         meter = _Meter(frames)
         outcomes: dict[tuple[str, str], list[StackOutcomes]] = defaultdict(list)
+        realised: list[Row] = []
         example, example_is_right = None, False
         for start in range(0, len(frames), self.batch_size):
             chunk = frames[start : start + self.batch_size]
             labels = torch.full((len(chunk),), label, device=chunk.device)
             passes: dict[str, CleanPass] = {}
-            for target, judge in systems.items():
-                passes[target], of_clean = self._clean(target, judge, chunk, labels, meter)
-                outcomes[CLEAN, target].append(of_clean)
-            results: dict[str, AttackResult] = {}
+            of_white_box: dict[str, AttackResult] = {}
             for name, target, result in self._results(systems, chunk, labels, passes, meter):
                 right = self._right_in_8bit(target, systems[target], chunk, labels, passes[target], result, meter)
-                # Here all meets that the white box has of a stack, clean and adversarial: the frames are `chunk` and
-                # `result.adversarial`, the flow is `passes[self.system].flow` and, where it judges, `result.flow`.
-                outcomes[name, target].append(stack_outcomes(result, right))
-                if keep_example and target == self.system:
-                    results[name] = result
+                with meter.clock(f"quality/{target}"):
+                    quality = stack_quality(chunk, result.adversarial, passes[target].flow, result.flow)
+                outcomes[name, target].append(stack_outcomes(result, right, quality))
+                if target != self.system:
+                    continue
+                if realise:
+                    with meter.clock(f"realise/{target}"):
+                        realised += realisability(
+                            white_box,
+                            chunk,
+                            result,
+                            epsilons=self._epsilons(name),
+                            label=label,
+                            clip=clip,
+                            first_stack=start,
+                            attack=name,
+                            target=target,
+                            batch_size=self.batch_size,
+                        )
+                if keep_example and name != CLEAN:
+                    of_white_box[name] = result
             if keep_example and not example_is_right:
                 right_when_clean = passes[self.system].logits.argmax(1) == labels
                 example_is_right = bool(right_when_clean.any())
                 if example is None or example_is_right:
                     item = int(right_when_clean.int().argmax())
-                    example = make_example(clip, start + item, item, chunk, results, self.epsilons)
+                    example = make_example(clip, start + item, item, chunk, of_white_box, self.epsilons)
         joined = {key: join(parts) for key, parts in outcomes.items()}
         records = [
             record
@@ -107,7 +134,7 @@ class Sweep:
             for record in records_of(
                 joined[CLEAN, target],
                 of_stacks,
-                [0.0] if name == CLEAN else self.epsilons,
+                self._epsilons(name),
                 dense=name == CLEAN or self.attacks[name].dense,
                 label=label,
                 clip=clip,
@@ -117,11 +144,15 @@ class Sweep:
                 attack=name,
             )
         ]
-        return VideoSweep(records, example, meter.costs)
+        return VideoSweep(records, example, meter.costs, realised)
+
+    def _epsilons(self, attack: str) -> Sequence[float]:
+        return [0.0] if attack == CLEAN else self.epsilons
 
     def _clean(
         self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: "_Meter"
-    ) -> tuple[CleanPass, StackOutcomes]:
+    ) -> tuple[CleanPass, AttackResult]:
+        """The clean pass of a system, and the same as the result of an attack that does nothing."""
         gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
         with meter.clock(f"clean/{target}"):
             clean = clean_pass(
@@ -148,18 +179,21 @@ class Sweep:
             first_step=None,
         )
         meter.count(f"clean/{target}", unperturbed)
-        right = self._right_in_8bit(target, judge, frames, labels, clean, unperturbed, meter)
-        return clean, stack_outcomes(unperturbed, right)
+        return clean, unperturbed
 
     def _results(
         self,
         systems: Mapping[str, Victim],
         frames: Tensor,
         labels: Tensor,
-        passes: Mapping[str, CleanPass],
+        passes: dict[str, CleanPass],
         meter: "_Meter",
     ) -> Iterator[tuple[str, str, AttackResult]]:
-        """Attack, target and result: all attacks on the white box, the transferred ones on the others."""
+        """Attack, target and result: the clean systems, whose `passes` it fills in, then all attacks on the white box
+        and the transferred ones on the others."""
+        for target, judge in systems.items():
+            passes[target], unperturbed = self._clean(target, judge, frames, labels, meter)
+            yield CLEAN, target, unperturbed
         for target, judge in systems.items():
             black_box = target != self.system
             first_steps: dict[str, FirstStep] = {}  # by how the attacks begin

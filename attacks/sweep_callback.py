@@ -21,6 +21,7 @@ from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
 from attacks.progress import Progress
+from attacks.realisability import merge_rows, rows_path, save_rows
 from attacks.records import Cost, RecordStore
 from attacks.report import write_report
 from attacks.report.tables import print_tables
@@ -54,6 +55,8 @@ class SweepCallback(pl.Callback):
             the clean pass; None keeps those of a whole pass. Of FlowNet2 at 256×320 a pair keeps 0.3 GB, the 80 of
             eight stacks 23 GB. With fewer, the clean pass estimates each pair twice. Results are the same.
         examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
+        realise: of how many clips the white box judges the attacked frames as 8-bit frames and video files, too
+            (realisability.json); when None, of the examples. It needs 8-bit frames.
         output: folder of records and report; the Trainer's default_root_dir when None.
     """
 
@@ -68,6 +71,7 @@ class SweepCallback(pl.Callback):
         batch_size: int = 8,
         pairs_at_once: int | None = None,
         examples: int = 4,
+        realise: int | None = None,
         output: Path | None = None,
     ) -> None:
         attacks = default_attacks(batch_size, pairs_at_once) if attacks is None else attacks
@@ -82,6 +86,7 @@ class SweepCallback(pl.Callback):
             pairs_at_once=pairs_at_once,
         )
         self.examples = examples
+        self.realise = examples if realise is None else realise
         self.output = output
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -119,8 +124,10 @@ class SweepCallback(pl.Callback):
         chosen = chosen[: videos * trainer.world_size]
         found = sum(self.clips[index].name in self.store.done for index in chosen)
         self.progress = Progress(videos, found // trainer.world_size)
-        kept = example_clips([self.clips[index].label for index in chosen], self.examples)
-        self.kept = {chosen[place] for place in kept}
+        labels = [self.clips[index].label for index in chosen]
+        self.kept, self.realised = (
+            {chosen[place] for place in example_clips(labels, count)} for count in (self.examples, self.realise)
+        )
 
     def on_test_batch_end(
         self,
@@ -133,7 +140,9 @@ class SweepCallback(pl.Callback):
     ) -> None:
         index = int(batch.clip)
         clip = self.clips[index]
-        if clip.name in self.store.done:
+        done = clip.name in self.store.done
+        realise = index in self.realised and not rows_path(self.folder, clip.name).exists()
+        if done and not realise:
             self.progress.add(len(batch.frames), None)
             _describe(trainer, str(self.progress))
             return
@@ -145,10 +154,14 @@ class SweepCallback(pl.Callback):
             clip=clip.name,
             group=clip.group,
             keep_example=index in self.kept,
+            realise=realise,
         )
-        if video.example is not None:
-            save_example(self.folder / "examples", video.example)
-        self.store.append(clip.name, video.records, video.costs)
+        if realise:
+            save_rows(self.folder, clip.name, video.realised)
+        if not done:
+            if video.example is not None:
+                save_example(self.folder / "examples", video.example)
+            self.store.append(clip.name, video.records, video.costs)
         self.progress.add(len(batch.frames), time.perf_counter() - start)
         _describe(trainer, str(self.progress))
 
@@ -156,6 +169,7 @@ class SweepCallback(pl.Callback):
         trainer.strategy.barrier("sweep end")
         if trainer.is_global_zero:
             self.store.merge()
+            merge_rows(self.folder, {self.clips[index].name for index in self.realised})
             (self.folder / "costs.json").write_text(json.dumps(_costs(self.store.costs()), indent=1) + "\n")
             report = write_report(self.folder)
             print_tables(get_console(), report.tables)

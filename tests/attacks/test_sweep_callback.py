@@ -6,30 +6,33 @@ import os
 import random
 import runpy
 import signal
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import wandb
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.loggers import WandbLogger
-from wandb.proto import wandb_internal_pb2
 
 from attacks.one_shot import OneShot
-from attacks.records import CLEAN, RecordStore, read_records
+from attacks.records import RecordStore, read_records
 from attacks.sweep import Sweep
 from attacks.sweep_callback import EPSILONS, SweepCallback
 
 SCRIPT = Path(__file__).with_name("toy_sweep.py")
 toy = SimpleNamespace(**runpy.run_path(str(SCRIPT), run_name="toy_sweep"))
-DERIVED = ["records.jsonl", "results.json", "tables.txt", "tables/table1.csv", "tables/table2.csv", "settings.json"]
+DERIVED = [
+    "records.jsonl",
+    "realisability.json",
+    "results.json",
+    "tables.txt",
+    "tables/table1.csv",
+    "tables/table2.csv",
+    "settings.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -276,69 +279,3 @@ def test_targets_are_asked_about_the_classes(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"not trained on \['Right', 'Down', 'Left', 'Up'\]"):
         toy.run(tmp_path, targets={"tvl1": Picky()})
-
-
-def test_wandb_holds_curves_tables_pictures_and_clips(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for folder in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path))
-    toy.run(whole, logger=WandbLogger(project="toy", save_dir=tmp_path))
-    wandb.finish()
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    run = list(wandb_records(path))
-
-    steps = {r.metric.name: r.metric.step_metric for r in run if r.HasField("metric") and r.metric.name}
-    history = [
-        {tuple(item.nested_key): json.loads(item.value_json) for item in r.history.item}
-        for r in run
-        if r.HasField("history")
-    ]
-    results = json.loads((whole / "results.json").read_text())["results"]
-    assert {r["attack"] for r in results} == {CLEAN, "one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"}
-    for cell in results:
-        if cell["attack"] == CLEAN:
-            continue
-        name = f"attack/{cell['level']}_accuracy/{cell['attack']}/{cell['target']}"
-        assert steps[name] == "attack/epsilon"
-        points = {row[("attack/epsilon",)]: row[(name,)] for row in history if (name,) in row}
-        assert list(points) == [0, *toy.EPSILONS]
-        assert points[cell["epsilon"]] == pytest.approx(cell["accuracy"])
-
-    logged: dict[str, dict[str, Any]] = {}
-    for row in history:
-        for (name, *field), value in row.items():
-            if field:
-                logged.setdefault(name, {})[field[0]] = value
-    kinds = {name: value["_type"] for name, value in logged.items()}
-    assert kinds["attack_tables/table1"] == "table-file"
-    assert {name for name, kind in kinds.items() if kind == "image-file"} == {
-        f"attack_figures/{figure.stem}" for figure in (whole / "figures").iterdir()
-    }
-    assert sum(kind == "video-file" for kind in kinds.values()) == 4
-    for value in logged.values():
-        assert (path.parent / "files" / value["path"]).stat().st_size == value["size"] > 0
-    assert [r.artifact.type for r in run if r.HasField("artifact")].count("attack-sweep") == 1
-    config = {item.key: item.value_json for r in run if r.HasField("config") for item in r.config.update}
-    assert json.loads(config["attack_sweep"])["epsilons"] == list(toy.EPSILONS)
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """An offline run's records: LevelDB's log format, blocks of 32 KiB, after a header of 7 bytes."""
-    data, position, parts = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        position += 7
-        parts += data[position : position + length]
-        position += length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""
