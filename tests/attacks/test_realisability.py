@@ -91,8 +91,17 @@ def rows() -> tuple[list[dict], Tensor, Tensor, torch.nn.Module]:
     system, frames, label = toy.ToySystem(), toy.moving_texture(0, seed=2, stacks=2), 0
     result = OneShot()(system, frames, torch.tensor([label, label]), (0.0125, 0.025))
     found = realisability(
-        system, frames, result, epsilons=(0.0125, 0.025), label=label, clip="Right/v", first_stack=4, attack="one_shot", target="flownet2", batch_size=3,
-    )  # fmt: skip
+        system,
+        frames,
+        result,
+        epsilons=(0.0125, 0.025),
+        label=label,
+        clip="Right/v",
+        first_stack=4,
+        attack="one_shot",
+        target="flownet2",
+        batch_size=3,
+    )
     return found, frames, result.adversarial, system
 
 

@@ -115,7 +115,7 @@ def test_costs_are_the_pairs_that_the_systems_saw(video: Tensor) -> None:
     assert white_box.pairs + black_box.pairs == sum(cost.pair_forwards for cost in swept.costs.values())
     assert white_box.differentiated == sum(cost.pair_backwards for cost in swept.costs.values())
     assert swept.costs.keys() == {
-        *(f"{what}/{target}" for what in (CLEAN, *TRANSFER, "8-bit") for target in ("flownet2", "tvl1")),
+        *(f"{what}/{target}" for what in (CLEAN, *TRANSFER, "8-bit", "quality") for target in ("flownet2", "tvl1")),
         "iterative_saliency/flownet2",
     }
     for name, target in {(r.attack, r.target) for r in swept.records}:
