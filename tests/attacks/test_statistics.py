@@ -92,7 +92,7 @@ def test_mean_of_independent_values_is_students() -> None:
 
 
 def test_mcnemar_by_hand() -> None:
-    """20 both, 12 the first alone, 2 the second alone, 16 neither: of 14 coins, 2 or fewer, or 12 or more, are heads."""
+    """20 both, 12 the first alone, 2 the second alone, 16 neither: 14 coins, 2 heads or fewer, 12 or more."""
     first = np.repeat([1, 1, 0, 0], [20, 12, 2, 16])
     second = np.repeat([1, 0, 1, 0], [20, 12, 2, 16])
     paired = mcnemar(first, second)
