@@ -1,13 +1,16 @@
-"""What the paper reports, from records alone: accuracy, success rate, sparsity (section 5.1). Pure functions, one pass.
+"""What the paper reports, from records alone: accuracy, success rate, sparsity (section 5.1), and the same at every
+frame budget. Pure functions, one pass.
 
 Micro averages: every stack (or video) weighs the same. Only examples that were judged right when clean are attacked.
 The others count as wrong at every ε; one that a perturbation happens to correct is counted in `recovered` alone.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from attacks.records import CLEAN, Record
 
@@ -37,6 +40,10 @@ class Tally:
     """frames perturbed -> successful examples"""
     stacks: Counter[int] = field(default_factory=Counter)
     """stacks perturbed -> successful videos"""
+    turns: Counter[int] = field(default_factory=Counter)
+    """frames perturbed -> attacked examples that became right there, less those that became wrong"""
+    pair_forwards: int = 0
+    pair_backwards: int = 0
 
     def add(self, record: Record) -> None:
         self.examples += 1
@@ -50,6 +57,17 @@ class Tally:
             self.frames[record.frames_perturbed] += 1
             if record.stacks_perturbed is not None:
                 self.stacks[record.stacks_perturbed] += 1
+        if record.attacked:
+            for frames, change in _turns(record):
+                self.turns[frames] += change
+        self.pair_forwards += record.pair_forwards
+        self.pair_backwards += record.pair_backwards
+
+    def accuracy_within(self, budget: int) -> float:
+        """Of all examples: right when clean, and still right with `budget` frames perturbed or fewer."""
+        return (
+            self.attacked + sum(change for frames, change in self.turns.items() if frames <= budget)
+        ) / self.examples
 
     @property
     def accuracy(self) -> float:
@@ -99,6 +117,14 @@ def curve(tallies: Mapping[Cell, Tally], *, level: str, attack: str, target: str
     return dict(sorted(points.items()))
 
 
+def budget_map(
+    tallies: Mapping[Cell, Tally], *, attack: str, target: str, epsilons: Iterable[float], frames: int
+) -> np.ndarray:
+    """Stack accuracy (E, T+1) under each ε with 0 … T = `frames` perturbed, for an attack that goes frame by frame."""
+    cells = [tallies[Cell("stack", attack, target, epsilon)] for epsilon in epsilons]
+    return np.array([[cell.accuracy_within(budget) for budget in range(frames + 1)] for cell in cells])
+
+
 def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
     """Share of the successful examples that took so many frames, averaged over ε > 0 (Fig. 5).
 
@@ -110,6 +136,19 @@ def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
         for frames, count in t.frames.items():
             shares[frames] += count / t.success / len(tallies)  # type: ignore[assignment]
     return dict(sorted(shares.items()))
+
+
+def _turns(record: Record) -> Iterator[tuple[int, int]]:
+    """(frames perturbed, +1 or -1) where an attacked example becomes right or wrong."""
+    if record.steps is None:
+        if record.success:
+            yield record.frames_perturbed, -1
+        return
+    right = True
+    for frames, step in enumerate(record.steps, start=1):
+        if (step[1] == record.label) != right:
+            right = not right
+            yield frames, 1 if right else -1
 
 
 def _mean(counts: Counter[int]) -> float | None:

@@ -50,6 +50,17 @@ class Record(NamedTuple):
     """frames in the order of their perturbation; None at video level"""
     stacks_perturbed: int | None
     """video level only"""
+    margin: float | None = None
+    """logit of the label less the greatest other: negative where wrong; None at video level"""
+    steps: list[list] | None = None
+    """[frame, prediction, confidence, margin] after each perturbed frame; None for an attack on all frames at once"""
+    pair_forwards: int = 0
+    """frame pairs whose flow was estimated for this row"""
+    pair_backwards: int = 0
+    psnr: float | None = None
+    ssim: float | None = None
+    flicker: float | None = None
+    flow_epe: float | None = None
 
 
 class RecordStore:

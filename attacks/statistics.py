@@ -79,15 +79,8 @@ def clustered_rates(
     """
     successes, totals = np.asarray(successes, float), np.asarray(totals, float)
     strata = _strata(strata, len(totals))
-    variances = _replicates(successes, totals, strata, resamples, seed).var(0)
-    all_units = np.where(totals.sum(0) > 0, totals.sum(0), np.nan)
-    rates = successes.sum(0) / all_units
-    influence = (successes - rates * totals) / all_units
-    groups = (totals > 0).sum(0)
-    return [
-        _effective_wilson(rates[i], variances[i], influence[:, i], strata, int(groups[i]), level)
-        for i in range(len(rates))
-    ]
+    replicates = _replicates(successes, totals, strata, resamples, seed)
+    return _rate_intervals(successes, totals, replicates, strata, level)
 
 
 def clustered_rate(
@@ -95,6 +88,36 @@ def clustered_rate(
 ) -> Interval:
     """`clustered_rates` of one rate: (G,) and (G,)."""
     return clustered_rates(np.asarray(successes)[:, None], np.asarray(totals)[:, None], strata, level=level)[0]
+
+
+def averaged_rates(
+    successes: np.ndarray,
+    totals: np.ndarray,
+    strata: np.ndarray | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """`clustered_rates` of the mean of E rates of the same groups, such as a share at each ε (Fig. 5).
+
+    Args:
+        successes: (G, E, k) counts.
+        totals: (G, E), each of the E with a unit in some group.
+    """
+    groups, averaged, rates = successes.shape
+    strata = _strata(strata, groups)
+    sums = _resampled(successes.reshape(groups, -1), strata, resamples, seed).reshape(-1, averaged, rates)
+    units = np.asarray(totals, float)[:, :, None]
+    resampled = _resampled(totals, strata, resamples, seed)[:, :, None]
+    estimates = successes.sum(0) / units.sum(0)
+    replicates = np.where(resampled > 0, sums / np.maximum(resampled, 1e-9), estimates).mean(1)
+    influence = ((successes - estimates * units) / units.sum(0)).mean(1)
+    of = int((totals.sum(1) > 0).sum())
+    return [
+        _effective_wilson(float(rate), float(variance), influence[:, k], strata, of, level)
+        for k, (rate, variance) in enumerate(zip(estimates.mean(0), replicates.var(0), strict=True))
+    ]
 
 
 def clustered_mean(
@@ -116,7 +139,7 @@ def clustered_mean(
         return Interval(np.nan, np.nan)
     mean = sums.sum() / counts.sum()
     error = _replicates(sums[:, None], counts[:, None], strata, resamples, seed).std(0)[0]
-    if error <= 1e-9 * mean:
+    if error <= 1e-5 * mean:  # the resamples are summed in single precision
         return Interval(np.nan, np.nan)
     width = np.exp(_quantile((sums - mean * counts) / counts.sum(), strata, level) * error / mean)
     return Interval(float(mean / width), float(mean * width))
@@ -155,11 +178,12 @@ def mcnemar(
         intervals = [wilson(int(successes), len(first), level=level) for successes in both.sum(0)]
         pairs = both
     else:
-        counts = np.stack([np.bincount(groups, column) for column in (*both.T, np.ones(len(first)))], 1)
-        strata = _strata(strata, len(counts))
-        totals = counts[:, [2, 2]]
-        intervals = clustered_rates(counts[:, :2], totals, strata, level=level, resamples=resamples, seed=seed)
-        pairs = _replicates(counts[:, :2], totals, strata, resamples, seed)
+        strata = _strata(strata, int(groups.max()) + 1 if strata is None else len(strata))
+        columns = (*both.T, np.ones(len(first)))
+        counts = np.stack([np.bincount(groups, column, minlength=len(strata)) for column in columns], 1)
+        sums = _resampled(counts, strata, resamples, seed)
+        pairs = sums[:, :2] / np.maximum(sums[:, 2:], 1e-9)  # each resample has attacked units, or these are all nought
+        intervals = _rate_intervals(counts[:, :2], counts[:, 2:], pairs, strata, level)
     together = float(np.corrcoef(pairs.T)[0, 1]) if (pairs.std(0) > 1e-12).all() else 0.0
     p, q = both.mean(0)
     interval = _difference(p, q, intervals[0], intervals[1], together)
@@ -196,15 +220,13 @@ def survival(
     times = np.arange(last + 1)
     standing = curve.evaluate(times)
     # Of each group at each time: units that fell, and units that had stood until then.
-    fell = np.zeros((groups.max() + 1, last + 1))
+    strata = _strata(strata, int(groups.max()) + 1 if strata is None else len(strata))
+    fell = np.zeros((len(strata), last + 1))
     np.add.at(fell, (groups[success], frames[success]), 1)
     left = np.zeros_like(fell)
     np.add.at(left, (groups, frames), 1)
     risk = left[:, ::-1].cumsum(1)[:, ::-1]
-    risk[:, 0] = risk[:, 1] if last else risk[:, 0]
-    strata = _strata(strata, len(fell))
-    weights = group_weights(strata, resamples=resamples, seed=seed)
-    hazards = _ratio(weights @ fell, weights @ risk)
+    hazards = _ratio(_resampled(fell, strata, resamples, seed), _resampled(risk, strata, resamples, seed))
     variances = (1 - np.nan_to_num(hazards)).cumprod(1).var(0)
     hazard, at_risk = np.nan_to_num(_ratio(fell.sum(0), risk.sum(0))), risk.sum(0)
     steps = np.nan_to_num(_ratio(fell - hazard * risk, at_risk * (1 - hazard)))
@@ -252,18 +274,38 @@ def _strata(strata: np.ndarray | None, groups: int) -> np.ndarray:
     return np.where(alone, len(sizes), labels)
 
 
+def _resampled(counts: np.ndarray, strata: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(R, k) sums over the groups that each resample drew."""
+    return group_weights(strata, resamples=resamples, seed=seed) @ counts.astype(np.float32)
+
+
 def _replicates(
     numerators: np.ndarray, denominators: np.ndarray, strata: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
     """(R, k) ratios of sums; a resample without a unit takes the estimate itself."""
-    weights = group_weights(strata, resamples=resamples, seed=seed)
-    ratios = _ratio(weights @ numerators.astype(np.float32), weights @ denominators.astype(np.float32))
+    rates = numerators.shape[1]
+    sums = _resampled(np.concatenate([numerators, denominators], 1), strata, resamples, seed)
+    ratios = _ratio(sums[:, :rates], sums[:, rates:])
     return np.where(np.isnan(ratios), _ratio(numerators.sum(0), denominators.sum(0)), ratios)
+
+
+def _rate_intervals(
+    successes: np.ndarray, totals: np.ndarray, replicates: np.ndarray, strata: np.ndarray, level: float
+) -> list[Interval]:
+    variances = replicates.var(0, dtype=np.float64)
+    units = np.where(totals.sum(0) > 0, totals.sum(0), np.nan)
+    rates = successes.sum(0) / units
+    influence = (successes - rates * totals) / units
+    groups = np.broadcast_to((totals > 0).sum(0), rates.shape)
+    return [
+        _effective_wilson(rates[i], variances[i], influence[:, i], strata, int(groups[i]), level)
+        for i in range(len(rates))
+    ]
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """nan where there is nothing to divide by."""
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
+    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
 
 
 def _effective_wilson(

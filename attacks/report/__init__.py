@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from attacks.report.evidence_tables import all_tables
 from attacks.report.figures import write_figures
 from attacks.report.results import Results, load_results
-from attacks.report.tables import Table, all_tables, results_json, write_tables
+from attacks.report.table import Table
+from attacks.report.tables import results_json, write_tables
 
 
 class Report(NamedTuple):
