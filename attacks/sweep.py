@@ -16,7 +16,7 @@ from torch import Tensor
 from attacks.attack import Attack, check_epsilons
 from attacks.attack_result import AttackResult
 from attacks.clean_pass import CleanPass, clean_pass
-from attacks.examples import Example, make_example
+from attacks.examples import Example, make_example, with_flow
 from attacks.records import CLEAN, Record
 from attacks.stack_outcomes import StackOutcomes, join, records_of, stack_outcomes
 from attacks.victim import BatchedVictim, Victim, under_attack
@@ -108,6 +108,7 @@ class Sweep:
                 if example is None or example_is_right:
                     item = int(right_when_clean.int().argmax())
                     example = make_example(clip, start + item, item, chunk, white_box_results, self.epsilons)
+                    example = with_flow(example, white_box, chunk)
         joined = {key: join(parts) for key, parts in outcomes.items()}
         records = [
             record
