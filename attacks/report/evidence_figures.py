@@ -3,10 +3,11 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from attacks.metrics import Cell, budget_map
 from attacks.records import CLEAN
-from attacks.report.evidence_tables import confusion, realisability, survivals
+from attacks.report.evidence_tables import confusion, realisability
 from attacks.report.results import Results
 from attacks.report.style import HATCHES, SHADES, accuracy_axes, ink_on, style
 from attacks.report.table import spoken
@@ -42,7 +43,7 @@ def budget_maps(results: Results) -> Figure | None:
 
 def survival_curves(results: Results) -> Figure | None:
     """Share of the attacked stacks that still stand, frame after frame, at the least, a middle and the largest ε."""
-    curves = {key: curve for key, curve in survivals(results).items() if key[1] == results.system}
+    curves = {key: curve for key, curve in results.survivals.items() if key[1] == results.system}
     if not curves:
         return None
     epsilons = sorted({results.epsilons[0], results.epsilons[len(results.epsilons) // 2], results.epsilons[-1]})
@@ -146,7 +147,8 @@ def media_bars(results: Results) -> Figure | None:
         ax.bar(at, values, width, color=color, hatch=hatch, edgecolor="white", label=spoken(name))
         reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
         ax.errorbar(at, values, reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
-    accuracy_axes(ax, len(results.classes), title="", xlabel="", ylabel="stack accuracy, %")
+    accuracy_axes(ax, len(results.classes), title="", xlabel="", ylabel="stack accuracy, %", chance_at=1.0)
+    ax.set_xlim(-0.6, len(media) - 0.1)
     ax.set_xticks(range(len(media)), media, rotation=20)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 5))
     figure.suptitle(f"What survives being stored, {results.system}, ε = {epsilon:g}")
@@ -163,7 +165,7 @@ def _of_classes(results: Results, cell: Cell) -> tuple[np.ndarray, list[Interval
     return np.array(rates), [clustered_rate(standing[of], units[of]) for of in own]
 
 
-def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool = False):
+def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool = False) -> AxesImage:
     """A heat map of 0 … 100 with its numbers; `blank` leaves the noughts without."""
     image = ax.imshow(percent, cmap=SHADES, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     ax.spines[:].set_visible(False)
@@ -171,6 +173,6 @@ def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool 
     if text:
         for (row, column), value in np.ndenumerate(percent):
             if value or not blank:
-                at = {"ha": "center", "va": "center", "fontsize": size, "color": ink_on(value / 100)}
-                ax.text(column, row, text.format(value), **at)
+                ink = ink_on(value / 100)
+                ax.text(column, row, text.format(value), ha="center", va="center", fontsize=size, color=ink)
     return image

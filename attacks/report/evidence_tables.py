@@ -15,7 +15,7 @@ from attacks.records import CLEAN
 from attacks.report.results import Results
 from attacks.report.table import Table, Value
 from attacks.report.tables import control, denominators, percent, table1, table2
-from attacks.statistics import Interval, Survival, clustered_mean, clustered_rate, mcnemar, survival
+from attacks.statistics import Interval, clustered_mean, clustered_rate, mcnemar
 
 
 def all_tables(results: Results) -> list[Table]:
@@ -115,7 +115,7 @@ def paired(results: Results) -> Table:
 def frames_to_success(results: Results) -> Table:
     """Median frames, failures censored at T; the share that stands at each budget; the paper's mean over successes."""
     rows: list[list[Value]] = []
-    for (attack, system, epsilon), curve in survivals(results).items():
+    for (attack, system, epsilon), curve in results.survivals.items():
         counts = results.tallies[Cell("stack", attack, system, epsilon)]
         rows.append(
             [attack, system, epsilon, counts.attacked, curve.median, *curve.median_interval]
@@ -133,23 +133,6 @@ def frames_to_success(results: Results) -> Table:
         rows=rows,
         notes=[f"No median: more than half of the stacks are still right with all {results.frames} frames perturbed."],
     )
-
-
-def survivals(results: Results) -> dict[tuple[str, str, float], Survival]:
-    """(attack, target, ε) -> survival of the attacked stacks, for the attacks that go frame by frame."""
-    curves = {}
-    for cell, columns in results.columns.cells.items():
-        if cell.level != "stack" or cell.attack in (CLEAN, *results.dense) or not columns.attacked.any():
-            continue
-        attacked = columns.attacked
-        curves[cell.attack, cell.target, cell.epsilon] = survival(
-            columns.frames[attacked],
-            columns.success[attacked],
-            results.frames,
-            results.columns.groups[columns.units[attacked]],
-            results.columns.group_labels,
-        )
-    return dict(sorted(curves.items(), key=lambda item: (results.attacks.index(item[0][0]), *item[0][1:])))
 
 
 def budgets(results: Results) -> Table:

@@ -1,6 +1,7 @@
 """Curves and bars with their 95 % intervals: the paper's Figures 4 to 6, and the controls beside the attacks."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attacks.columns import CellColumns
 from attacks.metrics import Cell, Tally, frames_histogram
 from attacks.report.evidence_figures import budget_maps, class_bars, confusion_maps, media_bars, survival_curves
 from attacks.report.example_figures import example_frames, example_stack
@@ -122,10 +124,14 @@ def _histogram_intervals(results: Results, attack: str, frames: list[int]) -> li
         if not epsilon or not counts.success:
             continue
         cell, columns = Cell("stack", attack, results.system, epsilon), results.columns
-        of_frames = [columns.per_group(cell, lambda c, n=n: c.success & (c.frames == n)) for n in frames]
+        of_frames = [columns.per_group(cell, partial(_fooled_by, frames=n)) for n in frames]
         successes.append(np.stack(of_frames, 1))
         totals.append(columns.per_group(cell, lambda c: c.success))
     return averaged_rates(np.stack(successes, 1), np.stack(totals, 1), results.columns.group_labels)
+
+
+def _fooled_by(cell: CellColumns, *, frames: int) -> np.ndarray:
+    return cell.success & (cell.frames == frames)
 
 
 def _curve(

@@ -1,13 +1,13 @@
-"""The interval of every rate and mean of a sweep, by the bootstrap over groups."""
+"""The interval of every rate and mean of a sweep, and its survival curves, by the bootstrap over groups."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from attacks.columns import CellColumns, Columns
 from attacks.metrics import Cell
-from attacks.statistics import Interval, clustered_mean, clustered_rates
+from attacks.statistics import Interval, Survival, clustered_mean, clustered_rates, survival
 
 Values = Callable[[CellColumns], np.ndarray]
 
@@ -39,6 +39,22 @@ def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
         cell: CellIntervals(accuracy[cell], of_attacked[cell], eight_bit[cell], _mean_frames(columns, cell))
         for cell in columns.cells
     }
+
+
+def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[tuple[str, str, float], Survival]:
+    """(attack, target, ε) -> survival of the attacked stacks of T = `last` frames, for attacks that go frame by frame."""
+    curves = {}
+    for cell, of in columns.cells.items():
+        attacked = of.attacked
+        if cell.level == "stack" and cell.attack in attacks and attacked.any():
+            curves[cell.attack, cell.target, cell.epsilon] = survival(
+                of.frames[attacked],
+                of.success[attacked],
+                last,
+                columns.groups[of.units[attacked]],
+                columns.group_labels,
+            )
+    return dict(sorted(curves.items(), key=lambda item: (attacks.index(item[0][0]), *item[0][1:])))
 
 
 def _rates(

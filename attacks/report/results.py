@@ -10,7 +10,8 @@ from attacks.examples import Example, load_examples
 from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
-from attacks.report.intervals import CellIntervals, cell_intervals
+from attacks.report.intervals import CellIntervals, cell_intervals, survivals
+from attacks.statistics import Survival
 
 CONTROLS = ("noise", "random_order", "first_to_last", "least_salient")
 """Attacks of these names are controls: they stand beside the paper's attacks, not among them. Random signs; and the
@@ -39,6 +40,8 @@ class Results(NamedTuple):
     intervals: dict[Cell, CellIntervals]
     frames: int
     """T, of a stack"""
+    survivals: dict[tuple[str, str, float], Survival]
+    """(attack, target, ε), for the attacks that go frame by frame"""
     settings: Mapping[str, Any]
     runs: list[dict[str, Any]]
     """the runs that made the records, as far as provenance.json tells"""
@@ -117,11 +120,14 @@ def load_results(folder: Path) -> Results:
     tallies = tally(keeping(read_records(folder / "records.jsonl")))
     if not tallies:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
+    attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
+    dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
+    frames = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
     return Results(
         system=settings["system"],
         targets=[name for name in settings["systems"] if name != settings["system"]],
-        attacks=sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0),
-        dense={name for name, attack in settings["attacks"].items() if attack["dense"]},
+        attacks=attacks,
+        dense=dense,
         epsilons=sorted(settings["epsilons"]),
         classes=settings["classes"],
         test_clips=settings["test_clips"],
@@ -131,7 +137,8 @@ def load_results(folder: Path) -> Results:
         example_records=kept,
         columns=columns,
         intervals=cell_intervals(columns),
-        frames=max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack"),
+        frames=frames,
+        survivals=survivals(columns, [name for name in attacks if name not in dense], frames),
         settings=settings,
         runs=read_provenance(folder),
         costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},
