@@ -106,6 +106,11 @@ class Columns:
         return self._unit_groups[self._units[clip, stack]]
 
     @property
+    def unit_names(self) -> dict[tuple[str, int | None], int]:
+        """(clip, stack) -> unit; the stack of a video is None."""
+        return self._units
+
+    @property
     def groups(self) -> np.ndarray:
         """(units,) index of each unit's group."""
         return np.array(self._unit_groups)

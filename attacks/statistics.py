@@ -186,8 +186,18 @@ def mcnemar(
         intervals = _rate_intervals(counts[:, :2], counts[:, 2:], pairs, strata, level)
     together = float(np.corrcoef(pairs.T)[0, 1]) if (pairs.std(0) > 1e-12).all() else 0.0
     p, q = both.mean(0)
-    interval = _difference(p, q, intervals[0], intervals[1], together)
+    interval = difference(p, q, intervals[0], intervals[1], together)
     return Paired(len(first), only_first, only_second, float(p - q), interval, p_value)
+
+
+def difference(p: float, q: float, first: Interval, second: Interval, together: float = 0.0) -> Interval:
+    """Interval of p - q from those of p and q and the correlation of their estimates, 0 where they are independent."""
+
+    def reach(a: float, b: float) -> float:
+        return float(np.sqrt(max(a * a - 2 * together * a * b + b * b, 0)))
+
+    low = p - q - reach(p - first.low, second.high - q)
+    return Interval(max(low, -1.0), min(p - q + reach(first.high - p, q - second.low), 1.0))
 
 
 def survival(
@@ -336,13 +346,3 @@ def _quantile(influence: np.ndarray, strata: np.ndarray, level: float) -> float:
     excess = (squares**2).sum() - squares.sum() ** 2 / len(squares)
     freedom = min(most, 2 * squares.sum() ** 2 / excess) if excess > 0 else most
     return float(stats.t.ppf((1 + level) / 2, max(freedom, 1)))
-
-
-def _difference(p: float, q: float, first: Interval, second: Interval, together: float) -> Interval:
-    """Interval of p - q from those of p and q and the correlation of their estimates."""
-
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(max(a * a - 2 * together * a * b + b * b, 0)))
-
-    low = p - q - reach(p - first.low, second.high - q)
-    return Interval(max(low, -1.0), min(p - q + reach(first.high - p, q - second.low), 1.0))

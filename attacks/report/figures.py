@@ -15,7 +15,7 @@ from attacks.report.evidence_figures import budget_maps, class_bars, confusion_m
 from attacks.report.example_figures import example_frames, example_stack
 from attacks.report.intervals import CellIntervals
 from attacks.report.results import Results
-from attacks.report.style import HATCHES, RC, accuracy_axes, style
+from attacks.report.style import DOTS_PER_INCH, HATCHES, RC, accuracy_axes, style
 from attacks.report.table import spoken
 from attacks.statistics import Interval, averaged_rates
 
@@ -35,7 +35,7 @@ def write_figures(folder: Path, results: Results) -> dict[str, Path]:
             figure = draw(results)
             if figure is None:
                 continue
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=DOTS_PER_INCH)
             if draw not in (example_stack, example_frames):
                 figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         paths[name] = path
@@ -49,7 +49,7 @@ def accuracy(results: Results) -> Figure:
     shown = [*results.gradient_attacks, *(name for name in results.controls if name == "noise")]
     for ax, level in zip(axes, ("stack", "video"), strict=True):
         for place, attack in enumerate(shown):
-            _curve(ax, results, attack, results.system, level, style(results.attacks, attack), spoken(attack), place)
+            curve(ax, results, attack, results.system, level, style(results.attacks, attack), spoken(attack), place)
         _axes(ax, results, f"{level.capitalize()} level")
     _legend(figure, axes[0])
     figure.suptitle(f"Accuracy of {results.system} under attack ({results.extent})")
@@ -65,7 +65,7 @@ def transfer(results: Results) -> Figure | None:
     axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
     for ax, attack in zip(axes, attacks, strict=True):
         for place, system in enumerate(results.systems):
-            _curve(ax, results, attack, system, "stack", style(results.systems, system), system, place)
+            curve(ax, results, attack, system, "stack", style(results.systems, system), system, place)
         _axes(ax, results, spoken(attack))
     _legend(figure, axes[0])
     figure.suptitle(f"Stack-level transfer: gradient of {results.system}, judged by each system ({results.extent})")
@@ -82,7 +82,7 @@ def controls(results: Results) -> Figure | None:
     left, right = figure.subplots(1, 2)
     for place, attack in enumerate([*shown, *results.controls]):
         look = style(results.attacks, attack)
-        _curve(left, results, attack, results.system, "stack", look, spoken(attack), place)
+        curve(left, results, attack, results.system, "stack", look, spoken(attack), place)
         if attack not in results.dense:
             _frames(right, results, attack, look, place)
     _axes(left, results, "Stack accuracy")
@@ -134,7 +134,7 @@ def _fooled_by(cell: CellColumns, *, frames: int) -> np.ndarray:
     return cell.success & (cell.frames == frames)
 
 
-def _curve(
+def curve(
     ax: Axes, results: Results, attack: str, system: str, level: str, look: tuple, label: str, place: int
 ) -> None:
     points = results.curve(attack, system, level)

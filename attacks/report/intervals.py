@@ -42,7 +42,7 @@ def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
 
 
 def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[tuple[str, str, float], Survival]:
-    """(attack, target, ε) -> survival of the attacked stacks of T = `last` frames, for attacks that go frame by frame."""
+    """(attack, target, ε) -> survival of the attacked stacks of `last` frames, of attacks that go frame by frame."""
     curves = {}
     for cell, of in columns.cells.items():
         attacked = of.attacked

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
+from PIL import Image
 
 from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.gallery import gallery
 from attacks.report.results import Results
+from attacks.report.style import DOTS_PER_INCH
 from attacks.report.table import Table, spoken
 from attacks.statistics import Interval
 
@@ -43,6 +45,12 @@ class Number(NamedTuple):
     words: str
 
 
+class Picture(NamedTuple):
+    uri: str
+    width: int
+    """CSS pixels at its own size"""
+
+
 def write_page(folder: Path, results: Results, tables: list[Table], figures: Mapping[str, Path]) -> Path:
     """Write report/index.html into the folder of a sweep; results, tables and figures are what it shows."""
     path = folder / "report" / "index.html"
@@ -54,7 +62,7 @@ def write_page(folder: Path, results: Results, tables: list[Table], figures: Map
         facts=facts(results),
         runs=results.runs,
         tables={table.name: table for table in tables},
-        figures={name: figure_uri(figure) for name, figure in figures.items()},
+        figures={name: picture(figure) for name, figure in figures.items()},
         captions=CAPTIONS,
         gallery=gallery(results),
         rows_shown=ROWS_SHOWN,
@@ -82,11 +90,13 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def figure_uri(path: Path) -> str:
+def picture(path: Path) -> Picture:
     """A figure as data: its SVG where there is one."""
     vector = path.with_suffix(".svg")
     kind, data = ("svg+xml", vector.read_bytes()) if vector.exists() else ("png", path.read_bytes())
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    with Image.open(path) as image:
+        width = round(image.width * 96 / DOTS_PER_INCH)
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", width)
 
 
 def headline_numbers(results: Results) -> list[Number]:
@@ -96,13 +106,13 @@ def headline_numbers(results: Results) -> list[Number]:
     numbers = [Number(_percent(results.clean(system).accuracy), _between(clean), "of stacks right when clean")]
     for name in [attack, *(name for name in results.controls if name == "noise")]:
         counts, bounds = results.curve(name, system)[epsilon], results.bounds(name, system)[epsilon]
-        words = f"under {spoken(name)}, ε = {epsilon:g}"
+        words = f"under {spoken(name)}, {_at(epsilon)}"
         numbers.append(Number(_percent(counts.accuracy), _between(bounds.accuracy), words))
     curve = results.survivals.get((attack, system, epsilon))
     if curve is not None:
         low, high = ("more" if end is None else str(end) for end in curve.median_interval)
         median = f"> {results.frames}" if curve.median is None else str(curve.median)
-        words = f"of {results.frames} frames fool half of the stacks, at that ε"
+        words = f"frames, of {results.frames}, until half of the stacks are fooled, at that ε"
         numbers.append(Number(median, f"{low}–{high}", words))
     return numbers
 
@@ -114,7 +124,7 @@ def headline(results: Results) -> list[str]:
     bounds = results.bounds(attack, system)[epsilon]
     sentences = [
         f"{system} saw {results.extent}, and got {_percent(clean.accuracy)} of the stacks right. Changes of at most "
-        f"ε = {epsilon:g} ({255 * epsilon:.2g} of 255 grey levels) by {spoken(attack)} fooled it on "
+        f"{_at(epsilon)} ({255 * epsilon:.2g} of 255 grey levels) by {spoken(attack)} fooled it on "
         f"{fooled.success} of the {fooled.attacked} it had right"
         + (
             f" ({_percent(fooled.success_rate)}, 95 % interval {_between(bounds.success_rate)})"
@@ -135,7 +145,7 @@ def headline(results: Results) -> list[str]:
             worst = min(made, key=lambda name: results.curve(name, target)[largest].accuracy)
             before, after = results.clean(target).accuracy, results.curve(worst, target)[largest].accuracy
             sentences.append(
-                f"Transferred to {target}, {spoken(worst)} at ε = {largest:g} takes {_percent(before)} to "
+                f"Transferred to {target}, {spoken(worst)} at {_at(largest)} takes {_percent(before)} to "
                 f"{_percent(after)} ({_between(results.bounds(worst, target)[largest].accuracy)})."
             )
     return sentences
@@ -170,10 +180,14 @@ def _told(value: Any) -> str:
     return text[:12] + "…" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
 
 
+def _at(epsilon: float) -> str:
+    return f"ε\u00a0=\u00a0{epsilon:g}"
+
+
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def _between(interval: Interval) -> str:
     low, high = interval
-    return "no interval" if math.isnan(low) else f"{100 * low:.1f}–{100 * high:.1f} %"
+    return "no interval" if math.isnan(low) else f"{100 * low:.1f}–{100 * high:.1f}\u00a0%"

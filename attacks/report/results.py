@@ -95,6 +95,12 @@ class Results(NamedTuple):
         return f"{videos}{of} videos, {stacks} stacks, {len(self.classes)} classes"
 
 
+def sweep_folder(folder: Path) -> Path:
+    """The folder of a sweep itself, where that of a whole run is given."""
+    inside = folder / "attack-sweep"
+    return inside if not (folder / "settings.json").exists() and inside.is_dir() else folder
+
+
 def load_results(folder: Path) -> Results:
     """Read the sweep in `folder`, its records once.
 

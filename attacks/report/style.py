@@ -26,6 +26,9 @@ HATCHES = ["", "////", "....", "xxxx", "\\\\\\\\", "++++"]
 SHADES = "cividis"
 """from dark to light in print, too"""
 
+DOTS_PER_INCH = 150
+"""of the PNG files"""
+
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -33,6 +33,9 @@ _TEXT_COLUMNS = {
     "second",
     "judged",
     "source",
+    "sweep",
+    "less",
+    "level",
     "class",
     "clean",
     "adversarial",
@@ -64,10 +67,7 @@ class Table(NamedTuple):
 
     def shown(self) -> list[list[str]]:
         """The rows as they are read."""
-        return [
-            [shown(quantity, value) for (_, quantity), value in zip(self.columns, row, strict=True)]
-            for row in self.rows
-        ]
+        return [[shown(column, value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
 
     def is_text(self, column: int) -> bool:
         """The column holds names, which are aligned to the left."""
@@ -157,15 +157,17 @@ def text_of(tables: Iterable[Table]) -> str:
     return "".join(f"{line}\n" for table in tables for line, _ in table.lines())
 
 
-def shown(quantity: str, value: Value) -> str:
+def shown(column: tuple[str, str], value: Value) -> str:
     """A value of a column as it is read."""
+    group, quantity = column
     if value is None:
         return "–"
     if isinstance(value, str):
         return SHORT.get(value, value)
     if quantity in ("epsilon", "p"):
         return f"{value:.2g}" if quantity == "p" else f"{value:g}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    digits = 4 if group == "SSIM" else 2
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def spoken(attack: str) -> str:
