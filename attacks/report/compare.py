@@ -129,17 +129,18 @@ def differences(sweeps: Mapping[str, Results], attacks: list[str]) -> Table:
 
 def curves(sweeps: Mapping[str, Results], attacks: list[str]) -> Figure:
     """A panel for each attack, a curve for each sweep."""
-    columns = min(len(attacks), 3)
+    columns = 2 if len(attacks) in (2, 4) else min(len(attacks), 3)
     lines = -(-len(attacks) // columns)
+    classes = {len(results.classes) for results in sweeps.values()}
+    chance = classes.pop() if len(classes) == 1 else None
     figure = Figure(figsize=(max(6.0, 3.6 * columns), 0.9 + 3.2 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
     for ax, attack in zip(axes, attacks, strict=False):
         for place, (name, results) in enumerate(sweeps.items()):
             look = STYLES[place % len(STYLES)]
             curve(ax, results, attack, results.system, "stack", look, name, place)
-        classes = {len(results.classes) for results in sweeps.values()}
         first = ax in axes[::columns]
-        accuracy_axes(ax, max(classes), title=spoken(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
+        accuracy_axes(ax, chance, title=spoken(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
     for ax in axes[len(attacks) :]:
         ax.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -158,11 +159,9 @@ def _difference(other: Results, first: Results, attack: str, epsilon: float) -> 
         both = [np.array([standing[key] for key in common]) for standing in (mine, theirs)]
         paired = mcnemar(both[0], both[1], groups, first.columns.group_labels)
         return [len(common), percent(paired.difference), *map(percent, paired.interval)]
-    tallies, bounds = zip(
-        *((r.curve(attack, r.system), r.bounds(attack, r.system)) for r in (other, first)), strict=True
-    )
-    p, q = (points[epsilon].accuracy for points in tallies)
-    interval = difference(p, q, bounds[0][epsilon].accuracy, bounds[1][epsilon].accuracy)
+    cells = [Cell("stack", attack, results.system, epsilon) for results in (other, first)]
+    p, q = other.tallies[cells[0]].accuracy, first.tallies[cells[1]].accuracy
+    interval = difference(p, q, other.intervals[cells[0]].accuracy, first.intervals[cells[1]].accuracy)
     return [None, percent(p - q), *map(percent, interval)]
 
 

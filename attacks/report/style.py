@@ -57,16 +57,23 @@ def style(names: Sequence[str], name: str) -> tuple[str, str, Any]:
     return STYLES[[other for other in names if other not in CONTROLS].index(name) % len(STYLES)]
 
 
-def accuracy_axes(ax: Axes, classes: int, *, title: str, xlabel: str, ylabel: str = "", chance_at: float = 0.0) -> None:
-    """Percent from 0 to 100, with the line of chance, named at that place from left (0) to right (1)."""
+def accuracy_axes(
+    ax: Axes, classes: int | None, *, title: str, xlabel: str, ylabel: str = "", chance_at: float = 0.0
+) -> None:
+    """Percent from 0 to 100, with the line of chance, named at that place from left (0) to right (1).
+
+    Without it where there is no one number of classes.
+    """
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103), title=title)
+    ax.grid(axis="y", color="0.9")
+    if classes is None:
+        return
     chance = 100 / classes
     ax.axhline(chance, color="0.55", linewidth=0.8, zorder=0.5)
     ax.annotate(
         "chance", (chance_at, chance), xycoords=("axes fraction", "data"), xytext=(3 - 6 * chance_at, -1.5),
         textcoords="offset points", ha="right" if chance_at else "left", va="top", fontsize=7.5, color="0.4",
     )  # fmt: skip
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103), title=title)
-    ax.grid(axis="y", color="0.9")
 
 
 def ink_on(shade: float) -> str:
