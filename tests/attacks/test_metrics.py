@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attacks.metrics import Cell, curve, frames_histogram, tally
+from attacks.metrics import Cell, budget_map, curve, frames_histogram, tally
 from attacks.records import CLEAN, Record
 
 
@@ -100,3 +100,23 @@ def test_histogram_is_the_mean_over_epsilon() -> None:
     shares = frames_histogram(curve(tally(rows), level="stack", attack="rg", target="flownet2"))
     assert shares == {1: 0.75, 2: 0.125, 4: 0.125}
     assert frames_histogram(curve(tally(rows[1:3]), level="stack", attack="rg", target="flownet2")) == {}
+
+
+def test_budget_map_follows_the_steps() -> None:
+    """Four stacks of three frames: wrong when clean; lost at frame 2; standing; lost at 1, right again at 2, lost at 3."""
+
+    def steps(*predictions: int) -> list[list]:
+        return [[frame, prediction, 0.9, 1.0] for frame, prediction in enumerate(predictions)]
+
+    rows = [row("rg", 0.01, False, False), row("rg", 0.01, True, False, 2, steps=steps(1, 0))]
+    rows += [
+        row("rg", 0.01, True, True, 3, steps=steps(1, 1, 1)),
+        row("rg", 0.01, True, False, 3, steps=steps(0, 1, 0)),
+    ]
+    # Of older records, that have no steps: two of four are lost, with one frame and with three.
+    rows += [row("rg", 0.02, True, False, 1), row("rg", 0.02, True, False, 3)]
+    rows += [row("rg", 0.02, True, True, 3), row("rg", 0.02, True, True, 3)]
+    accuracy = budget_map(tally(rows), attack="rg", target="flownet2", epsilons=[0.01, 0.02], frames=3)
+    assert accuracy.tolist() == [[0.75, 0.5, 0.5, 0.25], [1.0, 0.75, 0.75, 0.5]]
+    counts = tally(rows)
+    assert accuracy[:, -1].tolist() == [counts[Cell("stack", "rg", "flownet2", e)].accuracy for e in (0.01, 0.02)]

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attacks.statistics import clustered_mean, clustered_rate, clustered_rates, group_weights, mcnemar, survival, wilson
+from attacks.statistics import (
+    averaged_rates,
+    clustered_mean,
+    clustered_rate,
+    clustered_rates,
+    difference,
+    group_weights,
+    mcnemar,
+    survival,
+    wilson,
+)
 
 
 def test_wilson_is_newcombes_example() -> None:
@@ -147,3 +157,24 @@ def test_survival_censors_what_withstands() -> None:
     assert all_fall.median == 2 and all_fall.standing[3] == 0 < all_fall.high[3]
     with pytest.raises(ValueError, match=r"frames outside 1 … 11"):
         survival(np.array([0, 3]), np.array([True, True]), last=11)
+
+
+def test_average_of_one_rate_is_that_rate() -> None:
+    random = np.random.default_rng(4)
+    totals = random.integers(1, 6, (30, 1))
+    successes = random.binomial(totals, 0.3)
+    (alone,) = clustered_rates(successes, totals)
+    assert averaged_rates(successes[:, :, None], totals)[0] == pytest.approx(alone, rel=1e-4)
+    # Twice the same rate is no surer than once; an independent second one is.
+    assert averaged_rates(successes.repeat(2, 1)[:, :, None], totals.repeat(2, 1))[0] == pytest.approx(alone, rel=1e-4)
+    other = random.permutation(30)
+    both = averaged_rates(
+        np.concatenate([successes, successes[other]], 1)[:, :, None], np.concatenate([totals, totals[other]], 1)
+    )[0]
+    assert both.high - both.low < 0.9 * (alone.high - alone.low)
+
+
+def test_difference_of_independent_rates_is_newcombes() -> None:
+    """56 of 70 less 48 of 80: 0.0524 to 0.3339 (Newcombe 1998, Statistics in Medicine 17:873, table II, method 10)."""
+    first, second = wilson(56, 70), wilson(48, 80)
+    assert difference(56 / 70, 48 / 80, first, second) == pytest.approx((0.0524, 0.3339), abs=5e-5)
