@@ -103,7 +103,7 @@ def test_histogram_is_the_mean_over_epsilon() -> None:
 
 
 def test_budget_map_follows_the_steps() -> None:
-    """Four stacks of three frames: wrong when clean; lost at frame 2; standing; lost at 1, right again at 2, lost at 3."""
+    """Four stacks of three frames: wrong when clean; lost at 2; standing; lost at 1, right again at 2, lost at 3."""
 
     def steps(*predictions: int) -> list[list]:
         return [[frame, prediction, 0.9, 1.0] for frame, prediction in enumerate(predictions)]
