@@ -107,7 +107,7 @@ def confusion_maps(results: Results) -> Figure | None:
     attacks = [a for a in results.gradient_attacks if confusion(results, a, epsilon).any()]
     if not attacks:
         return None
-    side = 1.2 + min(6.0, max(1.8, 0.3 * classes))
+    side = 1.2 + min(3.4, max(1.8, 0.3 * classes))
     figure = Figure(figsize=(1.6 + side * len(attacks), 1.4 + side), layout="constrained")
     axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
     for ax, attack in zip(axes, attacks, strict=True):
@@ -118,6 +118,7 @@ def confusion_maps(results: Results) -> Figure | None:
         if classes <= NAMED_CLASSES:
             ax.set_xticks(range(classes), results.classes, rotation=90)
             ax.set_yticks(range(classes), results.classes)
+            ax.tick_params(labelsize=8 if classes <= 12 else 6)
     axes[0].set_ylabel("class when clean")
     figure.colorbar(image, ax=axes, label="% of the class's stacks", pad=0.01)
     figure.suptitle(f"What {results.system} takes the attacked stacks for, ε = {epsilon:g}")

@@ -1,7 +1,11 @@
 """The evidence behind the curves, counted from the rows once more, plainly; and the forms of a table."""
 
 import json
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +171,16 @@ def test_realisability_beside_the_clean_frames(
 def test_costs_are_listed(tables: dict[str, Table]) -> None:
     rows = dicts(tables["costs"])
     assert {"part": "one_shot", "judged": "flownet2", "seconds": 10.0} in rows and len(rows) == 7
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_records() -> None:
+    """The whole report in a minute and 2 GB; the processor's seconds, which a busy machine does not stretch."""
+    command = [sys.executable, str(BENCHMARKS / "report.py"), "--records=200000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    count, seconds, memory = re.search(r"(\d+) records: .* processor ([\d.]+) s; peak ([\d.]+) GiB", printed).groups()
+    assert int(count) > 190_000 and float(seconds) < 60 and float(memory) < 2, printed
 
 
 TABLE = Table(
