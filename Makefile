@@ -13,6 +13,11 @@ TRUE_FLOW ?=
 # Flow images to take over (import-flow).
 FROM ?=
 
+# What report and compare read: a sweep's folder, or the run folder that holds it. Where a comparison is written.
+SWEEP ?= $(RUN)
+SWEEPS ?=
+COMPARISON ?= $(RUNS)/comparison
+
 # The Trainer's own flags, and more of them for one step, e.g. SWEEP_ARGS="--data.init_args.max_clips=10".
 DEVICES ?=
 NODES ?=
@@ -61,13 +66,14 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep
+.PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep report compare
 .PHONY: check-paths export-clips evaluate-clips wandb-workspace
 .PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
-.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep lint format clean FORCE
+.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all lint format clean FORCE
+.PHONY: bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep bench-report
 
 help: ## print the targets
-	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [DEVICES=N] [NODES=N]"
+	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [SWEEP=DIR] [DEVICES=N] [NODES=N]"
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+)[^:]*:.*## (.*)/  \1\t\2/' | expand -t 22
 
 install: $(INSTALLED) ## make the virtual environment
@@ -112,11 +118,19 @@ $(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml
 	@touch -c $@
 
 attack-sweep: $(RESULTS) ## attack the whole system at every epsilon, white-box and by transfer
-	$(if $(PRINTED),,@cat $(RUN)/attack-sweep/tables.txt; echo "Report: $(RUN)/attack-sweep")
+	$(if $(PRINTED),,@cat $(RUN)/attack-sweep/summary.txt; echo "Report: $(RUN)/attack-sweep/report/index.html")
 $(RESULTS): $(CONFIG)/attack-sweep.yaml $(PARTS) $(RUN)/attack-sweep.args $(CLASSIFIERS) | $(INSTALLED)
 	WANDB_NAME=attack-sweep $(LIGHTNING) test --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(SWEEP_ARGS)
 	@touch -c $@
 	$(eval PRINTED := 1)
+
+report: | $(INSTALLED) ## tables, figures and page once more, from the records of PRESET's sweep or of SWEEP=DIR alone
+	$(VENV)/bin/python -m attacks report $(SWEEP)
+
+comma := ,
+compare: | $(INSTALLED) ## sweeps side by side, SWEEPS="runs/small runs/other"; COMPARISON=DIR takes the page
+	$(if $(word 2,$(SWEEPS)),,$(error compare: give at least two sweeps, SWEEPS="DIR DIR"))
+	$(VENV)/bin/python -m attacks compare $(wordlist 1,2,$(SWEEPS)) --output=$(COMPARISON) $(if $(word 3,$(SWEEPS)),--more='[$(subst $() ,$(comma),$(wordlist 3,99,$(SWEEPS)))]')
 
 check-paths: $(CLASSIFIERS) ## classes from stored PNG flow, memory and lossless video must agree on every test stack
 	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml --stores $(RUN)/flow --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
@@ -151,6 +165,9 @@ bench-extraction: $(INSTALLED) ## TV-L1 extraction beside a loop over cv2 (BENCH
 
 bench-flow-reading: $(INSTALLED) ## stacks read from a flow store beside bare imdecode
 	$(VENV)/bin/python tests/benchmarks/flow_reading.py $(BENCH_ARGS)
+
+bench-report: $(INSTALLED) ## the report of 200,000 made-up records: seconds and memory
+	$(VENV)/bin/python tests/benchmarks/report.py $(BENCH_ARGS)
 
 bench-flownet2: $(INSTALLED) ## FlowNet2 beside its bare convolutions; pairs per second and signs in each precision
 	$(VENV)/bin/python tests/benchmarks/flownet2.py $(BENCH_ARGS)

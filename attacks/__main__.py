@@ -1,4 +1,4 @@
-"""`python -m attacks report FOLDER`: tables and figures once more, from the records that a sweep left."""
+"""`python -m attacks report FOLDER`, `python -m attacks compare FOLDER FOLDER`: what sweeps say, from their records."""
 
 import sys
 from pathlib import Path
@@ -7,20 +7,38 @@ from jsonargparse import CLI
 from rich import get_console
 
 from attacks.report import write_report
-from attacks.report.tables import print_tables
+from attacks.report.compare import compare as write_comparison
+from attacks.report.results import sweep_folder
+from attacks.report.table import print_tables
 
 
 def report(folder: Path) -> None:
-    """Write tables and figures from records.
+    """Write tables, figures and page from records.
 
     Args:
-        folder: what the sweep wrote its records to.
+        folder: what a sweep wrote its records to, or the run folder that holds it.
     """
-    print_tables(get_console(), write_report(folder).tables)
+    made = write_report(sweep_folder(folder))
+    print_tables(get_console(), made.tables)
+    get_console().print(f"Report: {made.page}", soft_wrap=True)
+
+
+def compare(first: Path, second: Path, more: list[Path] | None = None, output: Path = Path("comparison")) -> None:
+    """Lay sweeps side by side.
+
+    Args:
+        first: folder of a sweep, or the run folder that holds it; the differences are taken from this one.
+        second: another one.
+        more: further ones.
+        output: folder of page, tables and figure.
+    """
+    made = write_comparison([sweep_folder(folder) for folder in (first, second, *(more or []))], output)
+    print_tables(get_console(), made.tables)
+    get_console().print(f"Comparison: {made.page}", soft_wrap=True)
 
 
 if __name__ == "__main__":
     try:
-        CLI({"report": report}, as_positional=True)
+        CLI({"report": report, "compare": compare}, as_positional=True)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"Error: {error}")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack_result import AttackResult
+from attacks.victim import Victim, under_attack
 
 EPSILON = 0.025
 """The ε of Fig. 3; of a sweep without it, the nearest."""
@@ -32,6 +34,10 @@ class Example(NamedTuple):
     """attack -> the first frame that it perturbs"""
     frame_at: dict[str, np.ndarray]
     """attack -> that frame under every ε (E, H, W, 3)"""
+    flow: np.ndarray | None = None
+    """(T-1, 2, H, W) float16 pixels, the white box's flow of `frames`; None where it was not kept"""
+    adversarial_flow: Mapping[str, np.ndarray] = MappingProxyType({})
+    """attack -> the same of `adversarial`"""
 
 
 def example_clips(labels: Sequence[int], count: int) -> list[int]:
@@ -67,6 +73,25 @@ def make_example(
     )
 
 
+def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
+    """The example with the victim's flow of its frames, rounded as they are; unchanged where the victim gives none.
+
+    `like` has the type and lies on the device of the victim's frames.
+    """
+    estimate = getattr(victim, "estimate_flow", None)
+    if estimate is None:
+        return example
+
+    def flow(frames: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(frames).movedim(-1, -3).to(like) / 255
+        pairs = [estimate(images[n : n + 1], images[n + 1 : n + 2]) for n in range(len(images) - 1)]
+        return torch.cat(pairs).to("cpu", torch.float16).numpy()
+
+    with under_attack(victim):
+        adversarial = {name: flow(frames) for name, frames in example.adversarial.items()}
+        return example._replace(flow=flow(example.frames), adversarial_flow=adversarial)
+
+
 def save_example(folder: Path, example: Example) -> Path:
     """Write <clip>.npz into `folder`; a half-written file never bears that name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +103,9 @@ def save_example(folder: Path, example: Example) -> Path:
         arrays[f"adversarial/{name}"] = example.adversarial[name]
         arrays[f"frame/{name}"] = np.array(example.frame[name])
         arrays[f"frame_at/{name}"] = example.frame_at[name]
+    if example.flow is not None:
+        arrays["flow"] = example.flow
+        arrays |= {f"flow/{name}": flow for name, flow in example.adversarial_flow.items()}
     with scratch.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     scratch.replace(path)
@@ -101,6 +129,8 @@ def _load(path: Path) -> Example:
             epsilons=arrays["epsilons"].tolist(),
             frame={name: int(arrays[f"frame/{name}"]) for name in names},
             frame_at={name: arrays[f"frame_at/{name}"] for name in names},
+            flow=arrays["flow"] if "flow" in arrays.files else None,
+            adversarial_flow={name: arrays[f"flow/{name}"] for name in names if f"flow/{name}" in arrays.files},
         )
 
 

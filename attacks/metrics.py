@@ -1,13 +1,16 @@
-"""What the paper reports, from records alone: accuracy, success rate, sparsity (section 5.1). Pure functions, one pass.
+"""What the paper reports, from records alone: accuracy, success rate, sparsity (section 5.1), and the same at every
+frame budget. Pure functions, one pass.
 
 Micro averages: every stack (or video) weighs the same. Only examples that were judged right when clean are attacked.
 The others count as wrong at every ε; one that a perturbation happens to correct is counted in `recovered` alone.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from attacks.records import CLEAN, Record
 
@@ -37,6 +40,10 @@ class Tally:
     """frames perturbed -> successful examples"""
     stacks: Counter[int] = field(default_factory=Counter)
     """stacks perturbed -> successful videos"""
+    turns: Counter[int] = field(default_factory=Counter)
+    """frames perturbed -> attacked examples that became right there, less those that became wrong"""
+    pair_forwards: int = 0
+    pair_backwards: int = 0
 
     def add(self, record: Record) -> None:
         self.examples += 1
@@ -50,6 +57,17 @@ class Tally:
             self.frames[record.frames_perturbed] += 1
             if record.stacks_perturbed is not None:
                 self.stacks[record.stacks_perturbed] += 1
+        if record.attacked:
+            for frames, change in _turns(record):
+                self.turns[frames] += change
+        self.pair_forwards += record.pair_forwards
+        self.pair_backwards += record.pair_backwards
+
+    def accuracy_within(self, budget: int) -> float:
+        """Of all examples: right when clean, and still right with `budget` frames perturbed or fewer."""
+        return (
+            self.attacked + sum(change for frames, change in self.turns.items() if frames <= budget)
+        ) / self.examples
 
     @property
     def accuracy(self) -> float:
@@ -99,6 +117,14 @@ def curve(tallies: Mapping[Cell, Tally], *, level: str, attack: str, target: str
     return dict(sorted(points.items()))
 
 
+def budget_map(
+    tallies: Mapping[Cell, Tally], *, attack: str, target: str, epsilons: Iterable[float], frames: int
+) -> np.ndarray:
+    """Stack accuracy (E, T+1) under each ε with 0 … T = `frames` perturbed, for an attack that goes frame by frame."""
+    cells = [tallies[Cell("stack", attack, target, epsilon)] for epsilon in epsilons]
+    return np.array([[cell.accuracy_within(budget) for budget in range(frames + 1)] for cell in cells])
+
+
 def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
     """Share of the successful examples that took so many frames, averaged over ε > 0 (Fig. 5).
 
@@ -112,46 +138,17 @@ def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
     return dict(sorted(shares.items()))
 
 
-class BudgetMap(NamedTuple):
-    """What is left of one system under one attack that goes frame by frame and may perturb so many frames at most."""
-
-    epsilons: list[float]
-    """E values in rising order"""
-    accuracy: list[list[float]]
-    """(E, T+1), of all stacks, for budgets of 0 … T frames: right when clean and after each step in the budget"""
-
-
-def budget_map(records: Iterable[Record], frames: int | None = None) -> dict[tuple[str, str], BudgetMap]:
-    """(attack, target) -> accuracy by ε and frame budget, from the steps in the rows at stack level.
-
-    An attack stops at its first success, so one run tells what every smaller budget would have left standing.
-
-    Args:
-        frames: T, the greatest budget; the most frames that any attack of these rows perturbed when None.
-    """
-    stacks: Counter[tuple[str, str, float]] = Counter()
-    attacked: Counter[tuple[str, str, float]] = Counter()
-    lost: dict[tuple[str, str, float], Counter[int]] = {}
-    longest = 0
-    for record in records:
-        if record.level != "stack" or record.steps is None:
-            continue
-        cell = record.attack, record.target, record.epsilon
-        stacks[cell] += 1
-        attacked[cell] += record.attacked
-        longest = max(longest, len(record.steps))
-        wrong = [step for step, (_, prediction, *_) in enumerate(record.steps, start=1) if prediction != record.label]
-        if record.attacked and wrong:
-            lost.setdefault(cell, Counter())[wrong[0]] += 1
-    maps: dict[tuple[str, str], BudgetMap] = {}
-    for cell in sorted(stacks):
-        attack, target, epsilon = cell
-        of_budget = maps.setdefault((attack, target), BudgetMap([], []))
-        of_budget.epsilons.append(epsilon)
-        losses = lost.get(cell, Counter())
-        standing = [attacked[cell] - sum(losses[k] for k in range(b + 1)) for b in range((frames or longest) + 1)]
-        of_budget.accuracy.append([count / stacks[cell] for count in standing])
-    return maps
+def _turns(record: Record) -> Iterator[tuple[int, int]]:
+    """(frames perturbed, +1 or -1) where an attacked example becomes right or wrong."""
+    if record.steps is None:
+        if record.success:
+            yield record.frames_perturbed, -1
+        return
+    right = True
+    for frames, step in enumerate(record.steps, start=1):
+        if (step[1] == record.label) != right:
+            right = not right
+            yield frames, 1 if right else -1
 
 
 def _mean(counts: Counter[int]) -> float | None:

@@ -49,23 +49,24 @@ class Record(NamedTuple):
     """frames in the order of their perturbation; None at video level"""
     stacks_perturbed: int | None
     """video level only"""
-    margin: float | None
+    margin: float | None = None
     """logit of the label less the greatest other: negative where wrong; None at video level, a mean of probabilities"""
-    steps: list[list[Any]] | None
+    steps: list[list[Any]] | None = None
     """[frame, prediction, confidence, margin] after each perturbed frame; None for an attack on all frames at once, and
     at video level"""
-    pair_forwards: int
+    pair_forwards: int = 0
     """frame pairs whose flow was estimated for this row, by white box and target; a step that several attacks share
     counts in the first of them, a pair that several ε share in the smallest; 0 at video level, which follows from the
     stacks"""
-    pair_backwards: int
+    pair_backwards: int = 0
     """frame pairs that a gradient went through for this row; the clean gradient counts in the white box's clean row"""
     psnr: float | None = None
-    """of the adversarial frames against the clean ones, as the three below; None where it was not measured"""
+    """of the adversarial frames against the clean ones, as the three below, the fields of `Quality`; None where no
+    frame was perturbed"""
     ssim: float | None = None
     flicker: float | None = None
     flow_epe: float | None = None
-    """of the white box's flow of the adversarial frames against that of the clean ones"""
+    """of the target's flow of the adversarial frames against that of the clean ones, pixels"""
 
 
 class Cost(NamedTuple):

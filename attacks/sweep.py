@@ -17,7 +17,7 @@ from torch import Tensor
 from attacks.attack import Attack, check_epsilons
 from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
-from attacks.examples import Example, make_example
+from attacks.examples import Example, make_example, with_flow
 from attacks.perceptibility import stack_quality
 from attacks.realisability import Row, realisability
 from attacks.records import CLEAN, Cost, Record
@@ -127,6 +127,7 @@ class Sweep:
                 if example is None or example_is_right:
                     item = int(right_when_clean.int().argmax())
                     example = make_example(clip, start + item, item, chunk, of_white_box, self.epsilons)
+                    example = with_flow(example, white_box, chunk)
         joined = {key: join(parts) for key, parts in outcomes.items()}
         records = [
             record

@@ -21,6 +21,7 @@ from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
 from attacks.progress import Progress
+from attacks.provenance import add_provenance, provenance
 from attacks.realisability import merge_rows, rows_path, save_rows
 from attacks.records import Cost, RecordStore
 from attacks.report import write_report
@@ -45,10 +46,11 @@ class SweepCallback(pl.Callback):
 
     Args:
         epsilons: sizes of the perturbation on the [0, 1] scale of the frames; the clean systems are always judged too.
-        attacks: name -> attack; one_shot, iterative_saliency, iterative_saliency_rg and noise when None. The one called
-            noise is reported as the control.
+        attacks: name -> attack; when None, one_shot, iterative_saliency, iterative_saliency_rg, and the controls noise,
+            random_order, first_to_last and least_salient. Attacks of these names are reported as controls.
         targets: name -> system attacked with the white box's gradient (section 5.3); it need not be differentiable.
-        transfer: names of the attacks made on the targets; when None, the above without iterative_saliency.
+        transfer: names of the attacks made on the targets; when None, those of section 5.3, one_shot and
+            iterative_saliency_rg, and noise.
         system: name of the white box in the report; the paper's is flownet2.
         batch_size: stacks in one attack call. It bounds the memory, together with the number of ε.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient of the default attacks and of
@@ -116,6 +118,8 @@ class SweepCallback(pl.Callback):
             write_settings(self.folder, self.settings)
         trainer.strategy.barrier("sweep settings")
         check_settings(self.folder, self.settings)
+        if trainer.is_global_zero:
+            add_provenance(self.folder, provenance(processes=trainer.world_size, device=str(pl_module.device)))
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
         trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
@@ -198,12 +202,17 @@ class SweepCallback(pl.Callback):
 
 
 def default_attacks(batch_size: int = 8, pairs_at_once: int | None = None) -> dict[str, Attack]:
-    """The paper's three attacks and the control."""
+    """The paper's three attacks and the controls: random signs, and the clean gradient's signs on the frames in other
+    orders than that of saliency."""
+    common: dict[str, Any] = {"batch_size": batch_size, "pairs_at_once": pairs_at_once}
     return {
-        "one_shot": OneShot(batch_size, pairs_at_once),
-        "iterative_saliency": IterativeSaliency(batch_size=batch_size, pairs_at_once=pairs_at_once),
-        "iterative_saliency_rg": IterativeSaliency(refresh=True, batch_size=batch_size, pairs_at_once=pairs_at_once),
+        "one_shot": OneShot(**common),
+        "iterative_saliency": IterativeSaliency(**common),
+        "iterative_saliency_rg": IterativeSaliency(refresh=True, **common),
         "noise": Noise(batch_size=batch_size),
+        "random_order": IterativeSaliency(order="random", **common),
+        "first_to_last": IterativeSaliency(order="first-to-last", **common),
+        "least_salient": IterativeSaliency(order="least-salient", **common),
     }
 
 

@@ -4,19 +4,16 @@ clips, summary, and the report as an artifact.
 All of it goes through the run itself, not through the logger's step, and works offline.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import wandb
-from scipy import stats
 
 from attacks.clip_export import LOOKING_CRF, LOOKING_RATE, amplified_difference
 from attacks.examples import Example
-from attacks.metrics import Tally
 from attacks.records import CLEAN
 from attacks.report import Report
 from attacks.report.results import Results
@@ -26,23 +23,19 @@ EPSILON = "attack/epsilon"
 LEVELS = ("stack", "video")
 BOUNDS = ("lower", "upper")
 GALLERY = "attack_gallery/examples"
-REALISABILITY = "attack_tables/realisability"
 
 
 class Quantity(NamedTuple):
     title: str
-    value: Callable[[Tally], float | None]
-    counts: Callable[[Tally], tuple[int, int]] | None
-    """successes and units, where it is a rate"""
+    field: str
+    """of Tally, and of CellIntervals"""
 
 
 QUANTITIES = {
-    "accuracy": Quantity("accuracy", lambda t: t.accuracy, lambda t: (t.attacked - t.success, t.examples)),
-    "accuracy_8bit": Quantity(
-        "accuracy of 8-bit frames", lambda t: t.accuracy_8bit, lambda t: (t.standing_8bit, t.judged_8bit)
-    ),
-    "success_rate": Quantity("success rate", lambda t: t.success_rate, lambda t: (t.success, t.attacked)),
-    "frames_perturbed": Quantity("frames perturbed", lambda t: t.mean_frames, None),
+    "accuracy": Quantity("accuracy", "accuracy"),
+    "accuracy_8bit": Quantity("accuracy of 8-bit frames", "accuracy_8bit"),
+    "success_rate": Quantity("success rate", "success_rate"),
+    "frames_perturbed": Quantity("frames perturbed", "mean_frames"),
 }
 
 
@@ -76,9 +69,6 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
     media: dict[str, Any] = dict(_charts(results, curves))
     for table in report.tables:
         media[f"attack_tables/{table.name}"] = _table(table.headings, table.rows)
-    rows = _realisability(report.folder)
-    if rows:
-        media[REALISABILITY] = _table(list(rows[0]), [list(row.values()) for row in rows])
     for name, path in report.figures.items():
         media[f"attack_figures/{name}"] = wandb.Image(str(path))
     media |= _gallery(report.folder / "examples", results)
@@ -114,27 +104,21 @@ def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
 
 
 def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]]]:
-    """Name -> ε -> value, of each quantity and of the ends of its interval."""
+    """Name -> ε -> value, of each quantity and of the ends of its interval (the report's, by the bootstrap over
+    groups)."""
     for attack, target, level in product(results.attacks, results.systems, LEVELS):
-        points = results.curve(attack, target, level)
+        points, bounds = results.curve(attack, target, level), results.bounds(attack, target, level)
         for quantity, about in QUANTITIES.items():
-            values = {epsilon: about.value(tally) for epsilon, tally in points.items()}
+            values: dict[float, float | None] = {e: getattr(tally, about.field) for e, tally in points.items()}
             if all(value is None for value in values.values()):
                 continue
             yield curve_name(quantity, level, attack, target), values
-            if about.counts is not None:
-                intervals = {epsilon: _wilson(*about.counts(tally)) for epsilon, tally in points.items()}
-                for end, bound in enumerate(BOUNDS):
-                    ends = {epsilon: interval and interval[end] for epsilon, interval in intervals.items()}
-                    yield curve_name(quantity, level, attack, target, bound), ends
-
-
-def _wilson(successes: int, total: int) -> tuple[float, float] | None:
-    """Wilson's 95 % interval of a rate; None without units."""
-    if not total:
-        return None
-    interval = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+            for end, bound in enumerate(BOUNDS):
+                ends = {e: getattr(bounds[e], about.field)[end] for e, value in values.items() if value is not None}
+                yield (
+                    curve_name(quantity, level, attack, target, bound),
+                    {e: None if np.isnan(value) else value for e, value in ends.items()},
+                )
 
 
 def _charts(
@@ -186,8 +170,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> wandb.Table
     """As text: a W&B column has one type, and ours hold gaps and footnote marks."""
     shown = [["" if value is None else str(value) for value in row] for row in rows]
     return wandb.Table(columns=list(columns), data=shown)
-
-
-def _realisability(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "realisability.json"
-    return json.loads(path.read_text()) if path.exists() else []

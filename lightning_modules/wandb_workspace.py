@@ -85,10 +85,9 @@ def _media_sections(sweep: Path, results: Results) -> list[Any]:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import MediaBrowser, WeavePanelSummaryTable
 
-    from attacks.wandb_log import GALLERY, REALISABILITY, clip_name
+    from attacks.wandb_log import GALLERY, clip_name
 
     tables = [f"attack_tables/{path.stem}" for path in sorted((sweep / "tables").glob("*.csv"))]
-    tables += [REALISABILITY] if (sweep / "realisability.json").exists() else []
     figures = [f"attack_figures/{path.stem}" for path in sorted((sweep / "figures").glob("*.png"))]
     sections = []
     if results.examples:

@@ -1,12 +1,15 @@
-"""What a finished sweep says: tables, figures and results.json, from the records in its folder alone."""
+"""What a finished sweep says: tables, figures, page and results.json, from the records in its folder alone."""
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
+from attacks.report.evidence_tables import all_tables
 from attacks.report.figures import write_figures
+from attacks.report.page import write_page
 from attacks.report.results import Results, load_results
-from attacks.report.tables import Table, all_tables, results_json, write_tables
+from attacks.report.table import Table
+from attacks.report.tables import results_json, write_tables
 
 
 class Report(NamedTuple):
@@ -15,17 +18,23 @@ class Report(NamedTuple):
     tables: list[Table]
     figures: dict[str, Path]
     """name -> PNG"""
+    page: Path
 
     @property
     def files(self) -> list[Path]:
         """All that the report is made of, relative to its folder."""
-        tables = [Path("tables") / f"{table.name}.csv" for table in self.tables]
+        written = [Path("settings.json"), Path("results.json"), Path("summary.txt"), Path("tables.txt")]
+        written += [Path("tables") / f"{table.name}.{form}" for table in self.tables for form in ("csv", "md", "tex")]
         figures = [path.relative_to(self.folder) for path in self.figures.values()]
-        return [Path("settings.json"), Path("results.json"), Path("tables.txt"), *tables, *figures]
+        vectors = [path.with_suffix(".svg") for path in figures if (self.folder / path).with_suffix(".svg").exists()]
+        return [*written, *figures, *vectors, self.page.relative_to(self.folder)]
 
 
 def write_report(folder: Path) -> Report:
-    """Write tables.txt, tables/*.csv, results.json and figures/*.png into the folder of a finished sweep.
+    """Write the report into the folder of a finished sweep.
+
+    summary.txt and tables.txt, tables/*, figures/*, report/index.html, and results.json last: that it is there says
+    that the report is finished.
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
@@ -34,8 +43,8 @@ def write_report(folder: Path) -> Report:
     tables = all_tables(results)
     write_tables(folder, tables)
     figures = write_figures(folder, results)
-    # Last and whole: its presence says that the report is finished.
+    page = write_page(folder, results, tables, figures)
     part = folder / "results.json.part"
     part.write_text(json.dumps(results_json(results, tables), indent=1, ensure_ascii=False) + "\n")
     part.replace(folder / "results.json")
-    return Report(folder, results, tables, figures)
+    return Report(folder, results, tables, figures, page)

@@ -1,16 +1,21 @@
-"""A finished sweep read back from its folder: settings.json, records.jsonl and the kept examples."""
+"""A finished sweep read back from its folder: settings.json, records.jsonl, kept examples, and what else is there."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from attacks.columns import Columns
 from attacks.examples import Example, load_examples
 from attacks.metrics import Cell, Tally, curve, tally
+from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
+from attacks.report.intervals import CellIntervals, cell_intervals, survivals
+from attacks.statistics import Survival
 
-CONTROL = "noise"
-"""The attack of this name is the control: it stands beside the paper's attacks, not among them."""
+CONTROLS = ("noise", "random_order", "first_to_last", "least_salient")
+"""Attacks of these names are controls: they stand beside the paper's attacks, not among them. Random signs; and the
+gradient's signs on the frames in another order."""
 
 
 class Results(NamedTuple):
@@ -19,7 +24,7 @@ class Results(NamedTuple):
     targets: list[str]
     """the black boxes"""
     attacks: list[str]
-    """in the order of the settings, the control last"""
+    """in the order of the settings, the controls last"""
     dense: set[str]
     """the attacks that perturb every frame"""
     epsilons: list[float]
@@ -31,10 +36,29 @@ class Results(NamedTuple):
     examples: list[Example]
     example_records: dict[tuple[str, str, float], Record]
     """(clip, attack, ε) -> the white box's row of the example stack of that clip"""
+    columns: Columns
+    intervals: dict[Cell, CellIntervals]
+    frames: int
+    """T, of a stack"""
+    survivals: dict[tuple[str, str, float], Survival]
+    """(attack, target, ε), for the attacks that go frame by frame"""
+    settings: Mapping[str, Any]
+    runs: list[dict[str, Any]]
+    """the runs that made the records, as far as provenance.json tells"""
+    costs: Mapping[str, Mapping[str, float]]
+    """quantity -> "<attack>/<target>" -> its sum over the sweep; empty where there is no costs.json"""
+    realisability: list[dict[str, Any]]
+    """rows {clip, stack, attack, target, epsilon, medium, prediction, label, attacked, correct}"""
 
     def curve(self, attack: str, target: str, level: str = "stack") -> dict[float, Tally]:
         """ε -> tally, from the clean system on; empty when the attack was not made on the target."""
         return curve(self.tallies, level=level, attack=attack, target=target)
+
+    def bounds(self, attack: str, target: str, level: str = "stack") -> dict[float, CellIntervals]:
+        """ε -> intervals, for the same ε as `curve`."""
+        cells = {epsilon: Cell(level, attack, target, epsilon) for epsilon in self.curve(attack, target, level)}
+        clean = self.intervals[Cell(level, CLEAN, target, 0.0)]
+        return {epsilon: self.intervals.get(cell, clean) for epsilon, cell in cells.items()}
 
     def clean(self, target: str, level: str = "stack") -> Tally:
         """The clean system."""
@@ -42,8 +66,22 @@ class Results(NamedTuple):
 
     @property
     def gradient_attacks(self) -> list[str]:
-        """All but the control."""
-        return [name for name in self.attacks if name != CONTROL]
+        """All but the controls."""
+        return [name for name in self.attacks if name not in CONTROLS]
+
+    @property
+    def controls(self) -> list[str]:
+        return [name for name in self.attacks if name in CONTROLS]
+
+    def made_on(self, system: str) -> list[str]:
+        """The attacks that were made on a system."""
+        return [attack for attack in self.attacks if self.curve(attack, system)]
+
+    @property
+    def strongest(self) -> str:
+        """The attack that leaves the white box the least stack accuracy at the least ε; of equals the last."""
+        attacks = self.gradient_attacks or self.attacks
+        return min(reversed(attacks), key=lambda name: self.curve(name, self.system)[self.epsilons[0]].accuracy)
 
     @property
     def systems(self) -> list[str]:
@@ -57,22 +95,30 @@ class Results(NamedTuple):
         return f"{videos}{of} videos, {stacks} stacks, {len(self.classes)} classes"
 
 
+def sweep_folder(folder: Path) -> Path:
+    """The folder of a sweep itself, where that of a whole run is given."""
+    inside = folder / "attack-sweep"
+    return inside if not (folder / "settings.json").exists() and inside.is_dir() else folder
+
+
 def load_results(folder: Path) -> Results:
-    """Read the sweep in `folder`.
+    """Read the sweep in `folder`, its records once.
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
-        ValueError: there are no records, or a line that is not one.
+        ValueError: there are no records, or a line that is not one; or a file that is not what its name says.
     """
     if not (folder / "settings.json").exists():
         raise FileNotFoundError(f"{folder}: no settings.json; the folder that a sweep wrote its records to is needed")
     settings = json.loads((folder / "settings.json").read_text())
     examples = load_examples(folder / "examples")
-    kept: dict[tuple[str, str, float], Record] = {}
     shown = {(example.clip, example.stack) for example in examples}
+    columns = Columns()
+    kept: dict[tuple[str, str, float], Record] = {}
 
     def keeping(records: Iterator[Record]) -> Iterator[Record]:
         for record in records:
+            columns.add(record)
             if (record.clip, record.stack) in shown and record.target == record.system:
                 kept[record.clip, record.attack, record.epsilon] = record
             yield record
@@ -80,11 +126,14 @@ def load_results(folder: Path) -> Results:
     tallies = tally(keeping(read_records(folder / "records.jsonl")))
     if not tallies:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
+    attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
+    dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
+    frames = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
     return Results(
         system=settings["system"],
         targets=[name for name in settings["systems"] if name != settings["system"]],
-        attacks=sorted(settings["attacks"], key=lambda name: name == CONTROL),
-        dense={name for name, attack in settings["attacks"].items() if attack["dense"]},
+        attacks=attacks,
+        dense=dense,
         epsilons=sorted(settings["epsilons"]),
         classes=settings["classes"],
         test_clips=settings["test_clips"],
@@ -92,4 +141,24 @@ def load_results(folder: Path) -> Results:
         # A clip may have been chosen, and its frames kept, by a process that was killed before it wrote the rows.
         examples=[example for example in examples if (example.clip, CLEAN, 0.0) in kept],
         example_records=kept,
+        columns=columns,
+        intervals=cell_intervals(columns),
+        frames=frames,
+        survivals=survivals(columns, [name for name in attacks if name not in dense], frames),
+        settings=settings,
+        runs=read_provenance(folder),
+        costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},
+        realisability=_json(folder / "realisability.json", []),
     )
+
+
+def _json(path: Path, absent: Any) -> Any:
+    """A file that a sweep may leave; of another type than `absent` it is refused."""
+    if not path.exists():
+        return absent
+    value = json.loads(path.read_text())
+    if not isinstance(value, type(absent)):
+        raise ValueError(
+            f"{path} holds a {type(value).__name__}, not a {type(absent).__name__}: remove it or run again"
+        )
+    return value

@@ -1,87 +1,49 @@
-"""Tables 1 and 2 in the paper's layout with the paper's own figures, the noise control, and what the paper leaves out.
+"""Tables 1 and 2 in the paper's layout with the paper's own figures, the controls, and both denominators.
 
-Accuracies in percent. The paper leaves out the accuracy of what was right when clean, and of 8-bit frames.
+Accuracies in percent, with 95 % intervals. The paper leaves out those, the controls, the accuracy of what was right
+when clean, and that of 8-bit frames.
 """
 
-import csv
-import io
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table as RichTable
-from rich.text import Text
+from typing import Any
 
 from attacks.metrics import Tally
 from attacks.report import paper
-from attacks.report.results import CONTROL, Results
+from attacks.report.intervals import CellIntervals
+from attacks.report.results import Results
+from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, print_tables, text_of
+from attacks.statistics import Interval
 
-Value = float | int | str | None
+__all__ = ["Table", "control", "denominators", "print_tables", "results_json", "table1", "table2", "write_tables"]
 
-SHORT = {"one_shot": "one-shot", "iterative_saliency": "it-sal", "iterative_saliency_rg": "it-sal-RG"}
-"""attack -> the head of its columns in the paper"""
-WIDTH = 140
-"""columns of text that the widest table may take"""
-HERE, THERE = "this run", "paper"
-
-
-class Table(NamedTuple):
-    name: str
-    """of its files"""
-    title: str
-    columns: list[tuple[str, str]]
-    """(what it is about, quantity); the first is "" for the leading columns"""
-    rows: list[list[Value]]
-    notes: list[str]
-
-    @property
-    def headings(self) -> list[str]:
-        return [f"{group}/{quantity}" if group else quantity for group, quantity in self.columns]
-
-    def csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.headings)
-        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
-        return text.getvalue()
-
-    def rich(self) -> Group:
-        """For a rich console."""
-        table = RichTable(box=box.SIMPLE_HEAD)
-        for group, quantity in self.columns:
-            table.add_column(f"{SHORT.get(group, group)}\n{quantity}", justify="right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(f"{row[0]:g}", *map(_shown, row[1:]), style="dim" if row[1] == THERE else "")
-        return Group(Text(self.title, style="bold"), table, *(Text(f"  {note}") for note in self.notes), Text())
-
-
-def all_tables(results: Results) -> list[Table]:
-    """Table 1; Table 2 and the control where measured; both denominators and 8-bit accuracy of each system."""
-    tables = [table1(results)]
-    if results.targets:
-        tables.append(table2(results))
-    if CONTROL in results.attacks:
-        tables.append(control(results))
-    return tables + [denominators(results, system) for system in results.systems if _made_on(results, system)]
+INTERVALS = (
+    "95 %: interval by a bootstrap over groups of clips cut from one video, within classes where a class has several."
+)
 
 
 def table1(results: Results) -> Table:
     """White box: stack accuracy, frames perturbed of the successful stacks, video accuracy; the paper under ours."""
     attacks = results.gradient_attacks
+    curves = {attack: results.curve(attack, results.system) for attack in attacks}
+    videos = {attack: results.curve(attack, results.system, "video") for attack in attacks}
+    bounds = {attack: results.bounds(attack, results.system) for attack in attacks}
+    video_bounds = {attack: results.bounds(attack, results.system, "video") for attack in attacks}
     rows: list[list[Value]] = []
     for epsilon in (0.0, *results.epsilons):
         ours: list[Value] = [epsilon, HERE]
+        sure: list[Value] = [epsilon, BETWEEN]
         theirs: list[Value] = [epsilon, THERE]
         for attack in attacks:
-            stack = results.curve(attack, results.system)[epsilon]
-            video = results.curve(attack, results.system, "video")[epsilon]
-            ours += [_percent(stack.accuracy), _rounded(stack.mean_frames), _percent(video.accuracy)]
+            stack, video = curves[attack][epsilon], videos[attack][epsilon]
+            ours += [percent(stack.accuracy), _rounded(stack.mean_frames), percent(video.accuracy)]
+            of_stack, of_video = bounds[attack][epsilon], video_bounds[attack][epsilon]
+            sure += [between(of_stack.accuracy), between(of_stack.mean_frames, 1), between(of_video.accuracy)]
             printed = paper.table1().get((attack, epsilon))
             theirs += [value or None for value in printed] if printed else [None, None, None]
-        rows += _with_paper(ours, theirs)
+        rows += _sources(ours, sure, theirs)
     return Table(
         name="table1",
         title=f"Table 1. White-box attacks on {results.system}: {results.extent}",
@@ -89,8 +51,10 @@ def table1(results: Results) -> Table:
         rows=rows,
         notes=[
             "Stk-A, Vid-A: accuracy of stacks and videos, %. Stk-FP: mean frames perturbed of the successful stacks.",
+            INTERVALS,
             "The paper's figures are for UCF-101 split 1.",
         ],
+        printed=True,
     )
 
 
@@ -104,61 +68,83 @@ def table2(results: Results) -> Table:
     ]
     rows: list[list[Value]] = []
     for epsilon in (0.0, *results.epsilons):
-        ours = [_percent(results.curve(attack, system)[epsilon].accuracy) for attack, system in columns]
+        ours = [percent(results.curve(attack, system)[epsilon].accuracy) for attack, system in columns]
+        sure = [between(results.bounds(attack, system)[epsilon].accuracy) for attack, system in columns]
         theirs = [paper.table2().get((attack, system, epsilon)) for attack, system in columns]
-        rows += _with_paper([epsilon, HERE, *ours], [epsilon, THERE, *theirs])
+        rows += _sources([epsilon, HERE, *ours], [epsilon, BETWEEN, *sure], [epsilon, THERE, *theirs])
     printed = "".join(str(value) for row in rows for value in row)
     return Table(
         name="table2",
         title=f"Table 2. Stack accuracy (%) under attacks transferred from {results.system}: {results.extent}",
         columns=[("", "epsilon"), ("", "source"), *columns],
         rows=rows,
-        notes=["The paper's figures are for UCF-101 split 1.", *(n for n in paper.TABLE_2_NOTES if n[0] in printed)],
+        notes=[
+            INTERVALS,
+            "The paper's figures are for UCF-101 split 1.",
+            *(n for n in paper.TABLE_2_NOTES if n[0] in printed),
+        ],
+        printed=True,
     )
 
 
-def control(results: Results) -> Table:
-    """Random signs of the same ε: what is lost without a gradient."""
-    systems = [system for system in results.systems if results.curve(CONTROL, system)]
+def control(results: Results, attack: str) -> Table:
+    """What is lost at the same ε without a gradient, or with its signs on the frames in another order."""
+    systems = [system for system in results.systems if results.curve(attack, system)]
     rows: list[list[Value]] = []
     for epsilon in (0.0, *results.epsilons):
-        row: list[Value] = [epsilon]
+        row: list[Value] = [epsilon, HERE]
+        sure: list[Value] = [epsilon, BETWEEN]
         for system in systems:
-            stack = results.curve(CONTROL, system)[epsilon]
-            row += [_percent(stack.accuracy), stack.recovered]
-            row.append(_percent(results.curve(CONTROL, system, "video")[epsilon].accuracy))
-        rows.append(row)
+            stack = results.curve(attack, system)[epsilon]
+            row += [percent(stack.accuracy), stack.recovered]
+            row.append(percent(results.curve(attack, system, "video")[epsilon].accuracy))
+            sure += [between(results.bounds(attack, system)[epsilon].accuracy), None]
+            sure.append(between(results.bounds(attack, system, "video")[epsilon].accuracy))
+        rows += [row, sure]
+    what = {
+        "noise": "noise with random signs",
+        "random_order": "the gradient's signs, frames in random order",
+        "first_to_last": "the gradient's signs, frames from first to last",
+        "least_salient": "the gradient's signs, the least salient frame first",
+    }
     return Table(
-        name="control",
-        title="Control. Accuracy (%) under noise with random signs",
-        columns=[("", "epsilon"), *((s, q) for s in systems for q in ("Stk-A", "recovered", "Vid-A"))],
+        name="control" if attack == "noise" else f"control-{attack}",
+        title=f"Control. Accuracy (%) under {what[attack]}",
+        columns=[("", "epsilon"), ("", "source"), *((s, q) for s in systems for q in ("Stk-A", "recovered", "Vid-A"))],
         rows=rows,
-        notes=["recovered: stacks that were wrong when clean and right under noise; Stk-A does not count them."],
+        notes=[
+            "recovered: stacks that were wrong when clean and right under the control; Stk-A does not count them.",
+        ],
+        printed=True,
     )
 
 
 def denominators(results: Results, system: str) -> Table:
     """Stack level: accuracy of all stacks, of those that were right when clean, and of all after rounding to 8 bits."""
-    attacks = _made_on(results, system)
+    attacks = results.made_on(system)
     rows: list[list[Value]] = []
     for epsilon in (0.0, *results.epsilons):
-        row: list[Value] = [epsilon]
+        row: list[Value] = [epsilon, HERE]
+        sure: list[Value] = [epsilon, BETWEEN]
         for attack in attacks:
-            stack = results.curve(attack, system)[epsilon]
-            row += [_percent(stack.accuracy), _percent(stack.accuracy_of_attacked), _percent(stack.accuracy_8bit)]
-        rows.append(row)
+            stack, bounds = results.curve(attack, system)[epsilon], results.bounds(attack, system)[epsilon]
+            row += [percent(stack.accuracy), percent(stack.accuracy_of_attacked), percent(stack.accuracy_8bit)]
+            sure += [between(i) for i in (bounds.accuracy, bounds.accuracy_of_attacked, bounds.accuracy_8bit)]
+        rows += [row, sure]
     right = results.curve(attacks[0], system)[0.0]
     return Table(
         name=f"denominators-{system}",
         title=f"Both denominators, and 8-bit frames: stack accuracy (%) of {system}",
         columns=[
             ("", "epsilon"),
+            ("", "source"),
             *((attack, quantity) for attack in attacks for quantity in ("all", "right", "8-bit")),
         ],
         rows=rows,
         notes=[
             f"all: of all {right.examples} stacks. right: of the {right.attacked} that were right when clean. "
-            "8-bit: of all, adversarial frames rounded to 8 bits."
+            "8-bit: of all, adversarial frames rounded to 8 bits.",
+            INTERVALS,
         ],
     )
 
@@ -171,7 +157,10 @@ def results_json(results: Results, tables: Iterable[Table]) -> dict[str, Any]:
         "attacks": results.attacks,
         "epsilons": results.epsilons,
         "classes": len(results.classes),
-        "results": [cell._asdict() | _quantities(counts) for cell, counts in results.tallies.items()],
+        "results": [
+            cell._asdict() | _quantities(counts) | _bounds(results.intervals[cell])
+            for cell, counts in results.tallies.items()
+        ],
         "tables": {
             table.name: {"title": table.title, "columns": table.headings, "rows": table.rows, "notes": table.notes}
             for table in tables
@@ -179,36 +168,33 @@ def results_json(results: Results, tables: Iterable[Table]) -> dict[str, Any]:
     }
 
 
-def print_tables(console: Console, tables: Iterable[Table]) -> None:
-    """Print them whole, on a terminal of any width."""
-    wide = Console(file=io.StringIO(), width=WIDTH, force_terminal=console.is_terminal)
-    for table in tables:
-        with wide.capture() as printed:
-            wide.print(table.rich())
-        console.print(Text.from_ansi(printed.get()), soft_wrap=True)
-
-
-def write_tables(folder: Path, tables: Iterable[Table]) -> None:
-    """tables.txt, and tables/<name>.csv for each."""
+def write_tables(folder: Path, tables: list[Table]) -> None:
+    """summary.txt with what one looks at first, tables.txt with all, and tables/<name> as .csv, .md and .tex."""
     (folder / "tables").mkdir(exist_ok=True)
-    with (folder / "tables.txt").open("w") as file:
-        console = Console(file=file, width=WIDTH, color_system=None)
-        for table in tables:
-            print_tables(console, [table])
-            (folder / "tables" / f"{table.name}.csv").write_text(table.csv())
+    (folder / "summary.txt").write_text(text_of(table for table in tables if table.printed))
+    (folder / "tables.txt").write_text(text_of(tables))
+    for table in tables:
+        for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
+            (folder / "tables" / f"{table.name}.{ending}").write_text(text)
 
 
-def _made_on(results: Results, system: str) -> list[str]:
-    return [attack for attack in results.attacks if results.curve(attack, system)]
+def percent(share: float | None) -> float | None:
+    return None if share is None or math.isnan(share) else round(100 * share, 2)
 
 
-def _with_paper(ours: list[Value], theirs: list[Value]) -> list[list[Value]]:
-    """Two rows, or one where the paper has nothing to set beside ours."""
-    return [ours, theirs] if any(value is not None for value in theirs[2:]) else [ours]
+def between(interval: Interval, scale: float = 100, digits: int = 1) -> str | None:
+    """An interval in a cell: of a share in percent, of anything else with `scale` 1."""
+    low, high = interval
+    return None if math.isnan(low) else f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
+
+
+def _sources(ours: list[Value], sure: list[Value], theirs: list[Value]) -> list[list[Value]]:
+    """Two rows, or three where the paper has something to set beside ours."""
+    return [ours, sure, theirs] if any(value is not None for value in theirs[2:]) else [ours, sure]
 
 
 def _quantities(counts: Tally) -> dict[str, Any]:
-    shown = {key: value for key, value in asdict(counts).items() if key not in ("frames", "stacks")}
+    shown = {key: value for key, value in asdict(counts).items() if key not in ("frames", "stacks", "turns")}
     return shown | {
         "accuracy": counts.accuracy,
         "accuracy_of_attacked": counts.accuracy_of_attacked,
@@ -220,15 +206,18 @@ def _quantities(counts: Tally) -> dict[str, Any]:
     }
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 2)
+def _bounds(intervals: CellIntervals) -> dict[str, Any]:
+    named = {
+        "accuracy": intervals.accuracy,
+        "accuracy_of_attacked": intervals.accuracy_of_attacked,
+        "success_rate": intervals.success_rate,
+        "accuracy_8bit": intervals.accuracy_8bit,
+        "mean_frames_perturbed": intervals.mean_frames,
+    }
+    return {
+        f"{name}_95": None if math.isnan(i.low) else [round(i.low, 6), round(i.high, 6)] for name, i in named.items()
+    }
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
-
-
-def _shown(value: Value) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 
-from attacks.report import Report, figures, write_report
+from attacks.report import Report, evidence_figures, example_figures, figures, style, write_report
 from attacks.report.results import Results
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
@@ -39,11 +39,15 @@ def test_all_figures_are_written_with_something_on_them(report: Report) -> None:
         "fig5_frames_perturbed",
         "fig6_transfer",
         "fig7_epsilons",
+        "budgets",
+        "survival",
+        "per_class",
+        "confusion",
     ]
     for name, path in report.figures.items():
         pixels = imread(path)[..., :3]
         height, width = pixels.shape[:2]
-        assert 400 < height < 3000 and 800 < width < 3000, name
+        assert 300 < height < 3000 and 800 < width < 3000, name
         ink = (pixels < 0.95).any(-1)
         assert 0.005 < ink.mean() < 0.98, name
         # The drawing reaches into all four quarters: nothing is squeezed into a corner.
@@ -60,7 +64,7 @@ def test_accuracy_curves_are_the_metrics(results: Results) -> None:
         assert list(drawn) == ["one-shot", "iterative-saliency", "iterative-saliency-RG", "noise"]
         for attack, line in zip(results.attacks, drawn.values(), strict=True):
             points = results.curve(attack, "flownet2", level)
-            assert list(line.get_xdata()) == [0, *toy.EPSILONS]
+            assert list(line.get_xdata()) == pytest.approx([0, *toy.EPSILONS], abs=0.0005)  # a little aside
             assert list(line.get_ydata()) == [100 * tally.accuracy for tally in points.values()]
         looks = {(line.get_marker(), line.get_linestyle()) for line in drawn.values()}
         assert len({marker for marker, _ in looks}) == 4, "curves must differ without colour"
@@ -92,14 +96,14 @@ def test_histogram_bars_sum_to_all_successes(results: Results) -> None:
 
 
 def test_stack_figure_marks_the_perturbed_frames(results: Results) -> None:
-    figure = figures.example_stack(results)
+    figure = example_figures.example_stack(results)
     grid = np.array(figure.axes).reshape(7, toy.FRAMES)
-    example = max(results.examples, key=lambda e: figures._telling(results, e))
+    example = max(results.examples, key=lambda e: example_figures.telling(results, e))
     assert example.clip in figure.get_suptitle() and "ε = 0.025" in figure.get_suptitle()
     for i, attack in enumerate(["one_shot", "iterative_saliency", "iterative_saliency_rg"]):
         record = results.example_records[example.clip, attack, 0.025]
         row = grid[1 + 2 * i]
-        color = to_rgb(figures.STYLES[i][0])
+        color = to_rgb(style.STYLES[i][0])
         marked = {n: ax for n, ax in enumerate(row) if ax.spines["left"].get_visible()}
         assert set(marked) == set(record.frame_order)
         assert all(to_hex(ax.spines["left"].get_edgecolor()) == to_hex(color) for ax in marked.values())
@@ -115,7 +119,7 @@ def test_stack_figure_marks_the_perturbed_frames(results: Results) -> None:
 
 
 def test_epsilon_figure_amplifies_in_proportion(results: Results) -> None:
-    figure = figures.example_frames(results)
+    figure = example_figures.example_frames(results)
     columns = 1 + len(toy.EPSILONS)
     grid = np.array(figure.axes).reshape(-1, columns)
     assert len(grid) == 2 * 4
@@ -133,8 +137,47 @@ def test_examples_that_no_attack_touched_are_left_out(results: Results) -> None:
         else record
         for key, record in results.example_records.items()
     }
-    shown = figures.example_frames(results._replace(example_records=untouched))
+    shown = example_figures.example_frames(results._replace(example_records=untouched))
     assert "one-shot" in shown.axes[0].get_ylabel()
     only_iterative = results._replace(example_records=untouched, attacks=["iterative_saliency"], dense=set())
-    assert figures.example_frames(only_iterative) is None
-    assert figures.example_stack(results._replace(examples=[])) is None
+    assert example_figures.example_frames(only_iterative) is None
+    assert example_figures.example_stack(results._replace(examples=[])) is None
+
+
+def test_error_bars_are_the_intervals(results: Results) -> None:
+    """Of the first curve at the largest ε: the bar ends where the interval does."""
+    ax = figures.accuracy(results).axes[0]
+    bars = ax.containers[0].lines[2][0].get_segments()
+    interval = results.bounds("one_shot", "flownet2")[toy.EPSILONS[-1]].accuracy
+    assert bars[-1][:, 1] == pytest.approx([100 * interval.low, 100 * interval.high])
+
+
+def test_budget_map_is_printed_in_its_cells(results: Results) -> None:
+    ax = evidence_figures.budget_maps(results).axes[0]
+    assert ax.get_title() == "iterative-saliency"
+    shown = np.array([int(text.get_text()) for text in ax.texts]).reshape(len(toy.EPSILONS), toy.FRAMES + 1)
+    curve = results.curve("iterative_saliency", "flownet2")
+    assert shown[:, 0].tolist() == [round(100 * curve[0.0].accuracy)] * 2
+    assert shown[:, -1].tolist() == [round(100 * curve[epsilon].accuracy) for epsilon in toy.EPSILONS]
+    assert (np.diff(shown, axis=1) <= 0).all()
+
+
+def test_survival_ends_at_the_accuracy_of_the_attacked(results: Results) -> None:
+    for ax, epsilon in zip(evidence_figures.survival_curves(results).axes, toy.EPSILONS, strict=True):
+        lines = {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
+        assert len({line.get_marker() for line in lines.values()}) == len(lines) == 2
+        for attack, line in zip(("iterative_saliency", "iterative_saliency_rg"), lines.values(), strict=True):
+            right = results.curve(attack, "flownet2")[epsilon].accuracy_of_attacked
+            assert line.get_ydata()[0] == 100 and line.get_ydata()[-1] == pytest.approx(100 * right)
+
+
+def test_class_bars_have_hatches_and_every_class(results: Results) -> None:
+    ax = evidence_figures.class_bars(results).axes[0]
+    assert {text.get_text() for text in ax.get_yticklabels()} == set(toy.CLASSES)
+    bars = [container for container in ax.containers if hasattr(container, "patches")]
+    assert len({bar.patches[0].get_hatch() for bar in bars}) == 2
+    accuracy = results.clean("flownet2").accuracy
+    stacks = [sum(2 + i % 3 for i in range(8) if i % 4 == label) for label in range(4)]
+    order = [toy.CLASSES.index(text.get_text()) for text in ax.get_yticklabels()]
+    widths = [patch.get_width() for patch in bars[0].patches]
+    assert np.average(widths, weights=[stacks[label] for label in order]) == pytest.approx(100 * accuracy)

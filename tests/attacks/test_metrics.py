@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attacks.metrics import BudgetMap, Cell, budget_map, curve, frames_histogram, tally
+from attacks.metrics import Cell, budget_map, curve, frames_histogram, tally
 from attacks.records import CLEAN, Record
 
 
@@ -106,38 +106,21 @@ def test_histogram_is_the_mean_over_epsilon() -> None:
     assert frames_histogram(curve(tally(rows[1:3]), level="stack", attack="rg", target="flownet2")) == {}
 
 
-def _stepwise(*predictions: int, attacked: bool = True, **fields: Any) -> Record:
-    """An attack on a stack of class 1 that made these predictions one after the other."""
-    steps = [[n, prediction, 0.9, 1.0 if prediction == 1 else -1.0] for n, prediction in enumerate(predictions)]
-    correct = not predictions or predictions[-1] == 1
-    return row("rg", fields.pop("epsilon", 0.01), attacked, correct, len(steps), steps=steps, **fields)
+def test_budget_map_follows_the_steps() -> None:
+    """Four stacks of three frames: wrong when clean; lost at 2; standing; lost at 1, right again at 2, lost at 3."""
 
+    def steps(*predictions: int) -> list[list]:
+        return [[frame, prediction, 0.9, 1.0] for frame, prediction in enumerate(predictions)]
 
-def test_budget_map_by_hand() -> None:
-    # Five stacks: one wrong when clean, lost after 1, lost after 3, and two that withstand with 4.
-    rows = [
-        _stepwise(attacked=False),
-        _stepwise(0),
-        _stepwise(1, 1, 2),
-        _stepwise(1, 1, 1, 1),
-        _stepwise(1, 1, 1, 1),
-        _stepwise(2, epsilon=0.005),
-        _stepwise(1, 0, target="tvl1"),
-        row("one_shot", 0.01, True, False, 4),  # all frames at once: there are no budgets
-        row(CLEAN, 0.0, True, True),
-        row("rg", 0.01, True, False, 3, level="video", stack=None),
+    rows = [row("rg", 0.01, False, False), row("rg", 0.01, True, False, 2, steps=steps(1, 0))]
+    rows += [
+        row("rg", 0.01, True, True, 3, steps=steps(1, 1, 1)),
+        row("rg", 0.01, True, False, 3, steps=steps(0, 1, 0)),
     ]
-    assert budget_map(rows) == {
-        ("rg", "flownet2"): BudgetMap([0.005, 0.01], [[1, 0, 0, 0, 0], [0.8, 0.6, 0.6, 0.4, 0.4]]),
-        ("rg", "tvl1"): BudgetMap([0.01], [[1, 1, 0, 0, 0]]),
-    }
-    longer = budget_map(rows, frames=11)["rg", "flownet2"]
-    assert longer.accuracy[1] == [0.8, 0.6, 0.6] + [0.4] * 9
-    assert budget_map(rows, frames=2)["rg", "flownet2"].accuracy[1] == [0.8, 0.6, 0.6]
-
-
-def test_the_greatest_budget_is_the_attack_itself() -> None:
-    rows = [_stepwise(1, 0), _stepwise(1, 1, 1), _stepwise(0), _stepwise(attacked=False)]
-    accuracy = budget_map(rows)["rg", "flownet2"].accuracy[0]
-    counts = tally(rows)[Cell("stack", "rg", "flownet2", 0.01)]
-    assert accuracy[-1] == counts.accuracy and accuracy[0] == counts.attacked / counts.examples
+    # Of older records, that have no steps: two of four are lost, with one frame and with three.
+    rows += [row("rg", 0.02, True, False, 1), row("rg", 0.02, True, False, 3)]
+    rows += [row("rg", 0.02, True, True, 3), row("rg", 0.02, True, True, 3)]
+    accuracy = budget_map(tally(rows), attack="rg", target="flownet2", epsilons=[0.01, 0.02], frames=3)
+    assert accuracy.tolist() == [[0.75, 0.5, 0.5, 0.25], [1.0, 0.75, 0.75, 0.5]]
+    counts = tally(rows)
+    assert accuracy[:, -1].tolist() == [counts[Cell("stack", "rg", "flownet2", e)].accuracy for e in (0.01, 0.02)]

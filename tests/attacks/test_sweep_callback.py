@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from attacks.one_shot import OneShot
 from attacks.records import RecordStore, read_records
+from attacks.report.results import CONTROLS
 from attacks.sweep import Sweep
 from attacks.sweep_callback import EPSILONS, SweepCallback
 
@@ -267,7 +268,10 @@ def test_epsilon_outside_the_scale_is_refused_at_once() -> None:
 def test_defaults_are_the_papers() -> None:
     sweep = SweepCallback(targets=toy.targets()).sweep
     assert list(sweep.epsilons) == list(EPSILONS)
-    assert list(sweep.attacks) == ["one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"]
+    papers, orders = list(sweep.attacks)[:3], list(sweep.attacks)[4:]
+    assert papers == ["one_shot", "iterative_saliency", "iterative_saliency_rg"] and list(sweep.attacks)[3] == "noise"
+    assert tuple(["noise", *orders]) == CONTROLS
+    assert [sweep.attacks[name].order for name in orders] == ["random", "first-to-last", "least-salient"]
     assert [sweep.attacks[name].refresh for name in list(sweep.attacks)[1:3]] == [False, True]
     assert list(sweep.transfer) == ["one_shot", "iterative_saliency_rg", "noise"]
 

@@ -1,0 +1,172 @@
+"""Sweeps side by side: another dataset, classifier, flow estimator or defence. One table, one figure, one page.
+
+What stacks two sweeps have in common is compared pairwise; without any, they are independent samples.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from attacks.metrics import Cell
+from attacks.records import CLEAN
+from attacks.report.figures import curve
+from attacks.report.page import facts, picture, render, write_whole
+from attacks.report.results import Results, load_results
+from attacks.report.style import DOTS_PER_INCH, RC, STYLES, accuracy_axes
+from attacks.report.table import BETWEEN, Table, Value, spoken
+from attacks.report.tables import between, percent, write_tables
+from attacks.statistics import difference, mcnemar
+
+
+class Comparison(NamedTuple):
+    page: Path
+    tables: list[Table]
+
+
+def compare(folders: list[Path], output: Path) -> Comparison:
+    """Write index.html, tables and figure of two sweeps or more into `output`.
+
+    Raises:
+        FileNotFoundError: a folder holds no finished sweep.
+        ValueError: fewer than two sweeps, or none that share an attack.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"{len(folders)} sweep to compare: give the folders of at least two")
+    sweeps = dict(zip(sweep_names(folders), map(load_results, folders), strict=True))
+    first = next(iter(sweeps.values()))
+    attacks = [name for name in first.attacks if all(name in results.attacks for results in sweeps.values())]
+    if not attacks:
+        made = "; ".join(f"{name}: {', '.join(results.attacks)}" for name, results in sweeps.items())
+        raise ValueError(f"these sweeps have no attack in common: {made}")
+    output.mkdir(parents=True, exist_ok=True)
+    tables = [side_by_side(sweeps, attacks), differences(sweeps, attacks)]
+    write_tables(output, tables)
+    with matplotlib.rc_context(RC):
+        figure = curves(sweeps, attacks)
+        path = output / "comparison.png"
+        figure.savefig(path, dpi=DOTS_PER_INCH)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    text = render(
+        "compare.html.jinja",
+        title=f"FlowFool: {', '.join(sweeps)}",
+        names=list(sweeps),
+        tables=tables,
+        figures={"comparison": picture(path)},
+        captions={"comparison": "Stack accuracy of each sweep's white box against ε, with 95 % intervals."},
+        facts={name: facts(results) for name, results in sweeps.items()},
+    )
+    write_whole(output / "index.html", text)
+    return Comparison(output / "index.html", tables)
+
+
+def sweep_names(folders: list[Path]) -> list[str]:
+    """The shortest ends of their paths that tell the folders apart, without the name that all sweeps have."""
+    parts = [list(folder.resolve().parts) for folder in folders]
+    while all(len(names) > 1 and names[-1] == parts[0][-1] for names in parts):
+        parts = [names[:-1] for names in parts]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(name[-length:]) for name in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"{folders[0]} is given twice: two different sweeps are needed")
+
+
+def side_by_side(sweeps: Mapping[str, Results], attacks: list[str]) -> Table:
+    """Accuracy of each sweep's white box under each common attack, stacks and videos."""
+    rows: list[list[Value]] = []
+    for epsilon in sorted({0.0, *(e for results in sweeps.values() for e in results.epsilons)}):
+        for name, results in sweeps.items():
+            if epsilon and epsilon not in results.epsilons:
+                continue
+            row: list[Value] = [epsilon, name]
+            sure: list[Value] = [epsilon, BETWEEN]
+            for attack in attacks:
+                for level in ("stack", "video"):
+                    row.append(percent(results.curve(attack, results.system, level)[epsilon].accuracy))
+                    sure.append(between(results.bounds(attack, results.system, level)[epsilon].accuracy))
+            rows += [row, sure]
+    extents = [f"{name}: {results.system}, {results.extent}." for name, results in sweeps.items()]
+    return Table(
+        name="side-by-side",
+        title="White-box accuracy (%) of each sweep",
+        columns=[("", "epsilon"), ("", "source"), *((a, q) for a in attacks for q in ("Stk-A", "Vid-A"))],
+        rows=rows,
+        notes=[*extents, "Stk-A, Vid-A: accuracy of all stacks and of all videos, those wrong when clean included."],
+        printed=True,
+    )
+
+
+def differences(sweeps: Mapping[str, Results], attacks: list[str]) -> Table:
+    """Stack accuracy of each further sweep less that of the first, at each ε that both have."""
+    (base, first), *others = sweeps.items()
+    rows: list[list[Value]] = []
+    for name, other in others:
+        for attack in (CLEAN, *attacks):
+            epsilons = [0.0] if attack == CLEAN else [e for e in first.epsilons if e in other.epsilons]
+            for epsilon in epsilons:
+                rows.append([name, base, attack, epsilon, *_difference(other, first, attack, epsilon)])
+    return Table(
+        name="differences",
+        title="Difference of stack accuracy (points)",
+        columns=[
+            *(
+                ("", head)
+                for head in ("sweep", "less", "attack", "epsilon", "common stacks", "difference", "low", "high")
+            )
+        ],
+        rows=rows,
+        notes=[
+            "Over the stacks that both sweeps saw, pairwise, where there are any; else (–) over all stacks of each, as "
+            "independent samples. low, high: 95 % interval.",
+        ],
+        printed=True,
+    )
+
+
+def curves(sweeps: Mapping[str, Results], attacks: list[str]) -> Figure:
+    """A panel for each attack, a curve for each sweep."""
+    columns = 2 if len(attacks) in (2, 4) else min(len(attacks), 3)
+    lines = -(-len(attacks) // columns)
+    classes = {len(results.classes) for results in sweeps.values()}
+    chance = classes.pop() if len(classes) == 1 else None
+    figure = Figure(figsize=(max(6.0, 3.6 * columns), 0.9 + 3.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for ax, attack in zip(axes, attacks, strict=False):
+        for place, (name, results) in enumerate(sweeps.items()):
+            look = STYLES[place % len(STYLES)]
+            curve(ax, results, attack, results.system, "stack", look, name, place)
+        first = ax in axes[::columns]
+        accuracy_axes(ax, chance, title=spoken(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
+    for ax in axes[len(attacks) :]:
+        ax.set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.suptitle("Stack accuracy of the white box")
+    return figure
+
+
+def _difference(other: Results, first: Results, attack: str, epsilon: float) -> list[Value]:
+    """Common stacks, difference and its interval."""
+    names = first.columns.unit_names
+    mine, theirs = (_standing(results, attack, epsilon) for results in (other, first))
+    common = [key for key in mine if key in theirs]
+    if common:
+        groups = first.columns.groups[[names[key] for key in common]]
+        both = [np.array([standing[key] for key in common]) for standing in (mine, theirs)]
+        paired = mcnemar(both[0], both[1], groups, first.columns.group_labels)
+        return [len(common), percent(paired.difference), *map(percent, paired.interval)]
+    cells = [Cell("stack", attack, results.system, epsilon) for results in (other, first)]
+    p, q = other.tallies[cells[0]].accuracy, first.tallies[cells[1]].accuracy
+    interval = difference(p, q, other.intervals[cells[0]].accuracy, first.intervals[cells[1]].accuracy)
+    return [None, percent(p - q), *map(percent, interval)]
+
+
+def _standing(results: Results, attack: str, epsilon: float) -> dict[tuple[str, int | None], bool]:
+    """Each stack -> right when clean, and still right."""
+    cell = results.columns.cells[Cell("stack", attack, results.system, epsilon)]
+    standing = dict(zip(cell.units.tolist(), (cell.attacked & ~cell.success).tolist(), strict=True))
+    return {name: standing[unit] for name, unit in results.columns.unit_names.items() if unit in standing}

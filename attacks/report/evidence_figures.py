@@ -1,0 +1,179 @@
+"""Beyond the paper's figures: ε × frame budget, survival, classes, confusions, and what survives being stored."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from attacks.metrics import Cell, budget_map
+from attacks.records import CLEAN
+from attacks.report.evidence_tables import confusion, realisability
+from attacks.report.results import Results
+from attacks.report.style import HATCHES, SHADES, accuracy_axes, ink_on, style
+from attacks.report.table import spoken
+from attacks.statistics import Interval, clustered_rate
+
+NAMED_CLASSES = 24
+"""up to so many classes are named in a heat map"""
+BARS = 20
+"""of more than twice as many classes, so many of the most and of the least robust are drawn"""
+
+
+def budget_maps(results: Results) -> Figure | None:
+    """Stack accuracy by ε and frames perturbed at most, of each attack that goes frame by frame."""
+    attacks = [name for name in results.gradient_attacks if name not in results.dense]
+    if not attacks:
+        return None
+    columns, rows = results.frames + 1, len(results.epsilons)
+    figure = Figure(figsize=(1.2 + len(attacks) * (0.8 + 0.42 * columns), 1.7 + 0.36 * rows), layout="constrained")
+    axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
+    for ax, attack in zip(axes, attacks, strict=True):
+        accuracy = 100 * budget_map(
+            results.tallies, attack=attack, target=results.system, epsilons=results.epsilons, frames=results.frames
+        )
+        image = _heat(ax, accuracy, "{:.0f}", size=7.5)
+        ax.set(title=spoken(attack), xlabel="frames perturbed, at most", xticks=range(columns))
+        ax.set_yticks(range(rows), [f"{epsilon:g}" for epsilon in results.epsilons])
+        ax.invert_yaxis()
+    axes[0].set_ylabel("ε")
+    figure.colorbar(image, ax=axes, label="stack accuracy, %", pad=0.01)
+    figure.suptitle(f"Accuracy of {results.system} by ε and frame budget ({results.extent})")
+    return figure
+
+
+def survival_curves(results: Results) -> Figure | None:
+    """Share of the attacked stacks that still stand, frame after frame, at the least, a middle and the largest ε."""
+    curves = {key: curve for key, curve in results.survivals.items() if key[1] == results.system}
+    if not curves:
+        return None
+    epsilons = sorted({results.epsilons[0], results.epsilons[len(results.epsilons) // 2], results.epsilons[-1]})
+    figure = Figure(figsize=(1.2 + 3.2 * len(epsilons), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(epsilons), squeeze=False, sharey=True)[0]
+    frames = np.arange(results.frames + 1)
+    for ax, epsilon in zip(axes, epsilons, strict=True):
+        for attack in dict.fromkeys(name for name, _, _ in curves):
+            curve = curves.get((attack, results.system, epsilon))
+            if curve is None:
+                continue
+            color, marker, dashes = style(results.attacks, attack)
+            ax.fill_between(frames, 100 * curve.low, 100 * curve.high, step="post", color=color, alpha=0.13, lw=0)
+            ax.step(
+                frames, 100 * curve.standing, where="post", color=color, marker=marker, linestyle=dashes, markersize=5,
+                fillstyle="none", markeredgewidth=1.3, label=spoken(attack),
+            )  # fmt: skip
+        ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
+        ax.set(
+            title=f"ε = {epsilon:g}", xlabel="frames perturbed", ylim=(-3, 103), xticks=frames[:: 1 + len(frames) // 8]
+        )
+        ax.grid(axis="y", color="0.9")
+    axes[0].set_ylabel("still right, % of attacked stacks")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+    figure.suptitle(f"Frames that {results.system} withstands ({results.extent})")
+    return figure
+
+
+def class_bars(results: Results) -> Figure:
+    """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
+    attack, epsilon = results.strongest, results.epsilons[0]
+    cells = [Cell("stack", CLEAN, results.system, 0.0), Cell("stack", attack, results.system, epsilon)]
+    rates, bounds = zip(*(_of_classes(results, cell) for cell in cells), strict=True)
+    order = [int(label) for label in np.lexsort((rates[0], rates[1])) if not np.isnan(rates[0][label])]
+    some = ""
+    if len(order) > 2 * BARS:
+        some = f"; the {BARS} frailest and the {BARS} most robust of {len(order)} classes"
+        order = order[:BARS] + order[-BARS:]
+    figure = Figure(figsize=(7.5, 1.5 + 0.34 * len(order)), layout="constrained")
+    ax = figure.subplots()
+    color = style(results.attacks, attack)[0]
+    for place, (look, label) in enumerate((("0.8", "clean"), (color, f"{spoken(attack)}, ε = {epsilon:g}"))):
+        at = np.arange(len(order)) + (place - 0.5) * 0.4
+        values = 100 * rates[place][order]
+        low, high = 100 * np.array(bounds[place])[order].T
+        ax.barh(at, values, 0.4, color=look, hatch=HATCHES[place], edgecolor="white", label=label)
+        reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
+        ax.errorbar(values, at, xerr=reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
+    ax.set_yticks(range(len(order)), [results.classes[label] for label in order])
+    ax.set(xlabel="stack accuracy, %", xlim=(0, 103), ylim=(len(order) - 0.4, -0.6))
+    ax.grid(axis="x", color="0.9")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"Accuracy by class, {results.system}{some}")
+    return figure
+
+
+def confusion_maps(results: Results) -> Figure | None:
+    """Class when clean against class when attacked, at the least ε, in percent of the class's attacked stacks."""
+    epsilon, classes = results.epsilons[0], len(results.classes)
+    attacks = [a for a in results.gradient_attacks if confusion(results, a, epsilon).any()]
+    if not attacks:
+        return None
+    side = 1.2 + min(3.4, max(1.8, 0.3 * classes))
+    figure = Figure(figsize=(1.6 + side * len(attacks), 1.4 + side), layout="constrained")
+    axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
+    for ax, attack in zip(axes, attacks, strict=True):
+        counts = confusion(results, attack, epsilon)
+        shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        image = _heat(ax, shares, "{:.0f}" if classes <= 12 else "", size=7.5, blank=True)
+        ax.set(title=spoken(attack), xlabel="class when attacked")
+        if classes <= NAMED_CLASSES:
+            ax.set_xticks(range(classes), results.classes, rotation=90)
+            ax.set_yticks(range(classes), results.classes)
+            ax.tick_params(labelsize=8 if classes <= 12 else 6)
+    axes[0].set_ylabel("class when clean")
+    figure.colorbar(image, ax=axes, label="% of the class's stacks", pad=0.01)
+    figure.suptitle(f"What {results.system} takes the attacked stacks for, ε = {epsilon:g}")
+    return figure
+
+
+def media_bars(results: Results) -> Figure | None:
+    """Stack accuracy by medium at the ε with most rows, clean frames and each attack side by side."""
+    table = realisability(results)
+    rows = [row for row in table.rows if row[1] == results.system]
+    if not rows:
+        return None
+    epsilon = max((float(row[2] or 0) for row in rows if row[0] != CLEAN), default=0.0)
+    media = list(dict.fromkeys(str(row[3]) for row in rows))
+    shown = {
+        name: [row for row in rows if row[0] == name and row[2] in (0, epsilon)] for name in (CLEAN, *results.attacks)
+    }
+    shown = {name: of for name, of in shown.items() if of}
+    figure = Figure(figsize=(max(6.5, 1.2 * len(media)), 4.0), layout="constrained")
+    ax = figure.subplots()
+    width = 0.84 / len(shown)
+    for place, (name, of) in enumerate(shown.items()):
+        at = np.array([media.index(str(row[3])) for row in of]) + (place - (len(shown) - 1) / 2) * width
+        values, low, high = (np.array([row[i] for row in of], float) for i in (6, 7, 8))
+        color = "0.8" if name == CLEAN else style(results.attacks, name)[0]
+        hatch = HATCHES[place % len(HATCHES)]
+        ax.bar(at, values, width, color=color, hatch=hatch, edgecolor="white", label=spoken(name))
+        reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
+        ax.errorbar(at, values, reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
+    accuracy_axes(ax, len(results.classes), title="", xlabel="", ylabel="stack accuracy, %", chance_at=1.0)
+    ax.set_xlim(-0.6, len(media) - 0.1)
+    ax.set_xticks(range(len(media)), media, rotation=20)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 5))
+    figure.suptitle(f"What survives being stored, {results.system}, ε = {epsilon:g}")
+    return figure
+
+
+def _of_classes(results: Results, cell: Cell) -> tuple[np.ndarray, list[Interval]]:
+    """(C,) accuracy of each class, nan without a stack, and intervals."""
+    columns, classes = results.columns, range(len(results.classes))
+    standing = columns.per_group(cell, lambda c: c.attacked & ~c.success)
+    units = columns.per_group(cell, lambda c: np.ones_like(c.attacked))
+    own = [columns.group_labels == label for label in classes]
+    rates = [standing[of].sum() / units[of].sum() if units[of].sum() else np.nan for of in own]
+    return np.array(rates), [clustered_rate(standing[of], units[of]) for of in own]
+
+
+def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool = False) -> AxesImage:
+    """A heat map of 0 … 100 with its numbers; `blank` leaves the noughts without."""
+    image = ax.imshow(percent, cmap=SHADES, vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    if text:
+        for (row, column), value in np.ndenumerate(percent):
+            if value or not blank:
+                ink = ink_on(value / 100)
+                ax.text(column, row, text.format(value), ha="center", va="center", fontsize=size, color=ink)
+    return image

@@ -1,0 +1,86 @@
+"""The interval of every rate and mean of a sweep, and its survival curves, by the bootstrap over groups."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from attacks.columns import CellColumns, Columns
+from attacks.metrics import Cell
+from attacks.statistics import Interval, Survival, clustered_mean, clustered_rates, survival
+
+Values = Callable[[CellColumns], np.ndarray]
+
+AT_ONCE = 100
+"""rates in one call: bounds the memory of their resamples"""
+
+
+class CellIntervals(NamedTuple):
+    """95 % intervals of the quantities of the same names of a Tally; (nan, nan) where there is none."""
+
+    accuracy: Interval
+    accuracy_of_attacked: Interval
+    accuracy_8bit: Interval
+    mean_frames: Interval
+
+    @property
+    def success_rate(self) -> Interval:
+        return Interval(1 - self.accuracy_of_attacked.high, 1 - self.accuracy_of_attacked.low)
+
+
+def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
+    """Of all cells."""
+    accuracy = _rates(columns, columns.cells, _standing, _one)
+    of_attacked = _rates(columns, columns.cells, _standing, lambda cell: cell.attacked)
+    eight_bit = _rates(
+        columns, columns.cells, lambda cell: cell.attacked & cell.correct_8bit, lambda cell: cell.judged_8bit
+    )
+    return {
+        cell: CellIntervals(accuracy[cell], of_attacked[cell], eight_bit[cell], _mean_frames(columns, cell))
+        for cell in columns.cells
+    }
+
+
+def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[tuple[str, str, float], Survival]:
+    """(attack, target, ε) -> survival of the attacked stacks of `last` frames, of attacks that go frame by frame."""
+    curves = {}
+    for cell, of in columns.cells.items():
+        attacked = of.attacked
+        if cell.level == "stack" and cell.attack in attacks and attacked.any():
+            curves[cell.attack, cell.target, cell.epsilon] = survival(
+                of.frames[attacked],
+                of.success[attacked],
+                last,
+                columns.groups[of.units[attacked]],
+                columns.group_labels,
+            )
+    return dict(sorted(curves.items(), key=lambda item: (attacks.index(item[0][0]), *item[0][1:])))
+
+
+def _rates(
+    columns: Columns, cells: Mapping[Cell, CellColumns], successes: Values, totals: Values
+) -> dict[Cell, Interval]:
+    names, intervals = list(cells), []
+    for some in _chunks(names):
+        of_groups, units = (
+            np.stack([columns.per_group(cell, values) for cell in some], 1) for values in (successes, totals)
+        )
+        intervals += clustered_rates(of_groups, units, columns.group_labels)
+    return dict(zip(names, intervals, strict=True))
+
+
+def _mean_frames(columns: Columns, cell: Cell) -> Interval:
+    frames = columns.per_group(cell, lambda units: units.frames * units.success)
+    return clustered_mean(frames, columns.per_group(cell, lambda units: units.success), columns.group_labels)
+
+
+def _chunks(names: list[Cell]) -> Iterator[list[Cell]]:
+    yield from (names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE))
+
+
+def _standing(cell: CellColumns) -> np.ndarray:
+    return cell.attacked & ~cell.success
+
+
+def _one(cell: CellColumns) -> np.ndarray:
+    return np.ones_like(cell.attacked)

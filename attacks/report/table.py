@@ -1,0 +1,179 @@
+"""A table and its forms: text for a terminal, CSV, Markdown, LaTeX (booktabs), and what the page's template needs."""
+
+import csv
+import io
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.text import Text
+
+Value = float | int | str | None
+
+SHORT = {
+    "one_shot": "one-shot",
+    "iterative_saliency": "it-sal",
+    "iterative_saliency_rg": "it-sal-RG",
+    "random_order": "random",
+    "first_to_last": "in order",
+    "least_salient": "least sal",
+}
+"""attack -> the head of its columns, for the first three the paper's"""
+HERE, BETWEEN, THERE = "this run", "95 %", "paper"
+"""sources of a row: what was measured, its interval, what the paper prints"""
+
+_LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "%&#_$"}
+    | {"†": r"$^\dagger$", "‡": r"$^\ddagger$", "<": "$<$", "–": "--", "ε": r"$\epsilon$"}
+)
+_TEXT_COLUMNS = {
+    "attack",
+    "first",
+    "second",
+    "judged",
+    "source",
+    "sweep",
+    "less",
+    "level",
+    "class",
+    "clean",
+    "adversarial",
+    "medium",
+    "system",
+    "part",
+}
+
+
+class Table(NamedTuple):
+    name: str
+    """of its files"""
+    title: str
+    columns: list[tuple[str, str]]
+    """(what it is about, quantity); the first is "" for the leading columns"""
+    rows: list[list[Value]]
+    notes: list[str]
+    printed: bool = False
+    """on the console too, where only what one looks at first is"""
+
+    @property
+    def headings(self) -> list[str]:
+        return [f"{group}/{quantity}" if group else quantity for group, quantity in self.columns]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """What neighbouring columns are about, and how many they are."""
+        return [(SHORT.get(name, name), len(list(run))) for name, run in groupby(group for group, _ in self.columns)]
+
+    def shown(self) -> list[list[str]]:
+        """The rows as they are read."""
+        return [[shown(column, value) for column, value in zip(self.columns, row, strict=True)] for row in self.rows]
+
+    def is_text(self, column: int) -> bool:
+        """The column holds names, which are aligned to the left."""
+        return self.columns[column][1] in _TEXT_COLUMNS
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.headings)
+        writer.writerows([["" if value is None else value for value in row] for row in self.rows])
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        heads = [f"{SHORT.get(group, group)} {quantity}".strip() for group, quantity in self.columns]
+        rule = [":--" if self.is_text(i) else "--:" for i in range(len(heads))]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *self.shown())]
+        return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]) + "\n"
+
+    def latex(self) -> str:
+        """A table for a document that uses booktabs."""
+        form = "".join("l" if self.is_text(i) else "r" for i in range(len(self.columns)))
+        rules, at = [], 1
+        for name, span in self.groups:
+            rules += [rf"\cmidrule(lr){{{at}-{at + span - 1}}}"] if name else []
+            at += span
+        above = " & ".join(rf"\multicolumn{{{span}}}{{c}}{{{_tex(name)}}}" for name, span in self.groups)
+        heads = [above + r" \\", "".join(rules)] if rules else []
+        heads.append(" & ".join(_tex(quantity) for _, quantity in self.columns) + r" \\")
+        body = [" & ".join(map(_tex, row)) + r" \\" for row in self.shown()]
+        return "\n".join(
+            [
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{_tex(self.title)}. {_tex(' '.join(self.notes))}}}",
+                rf"\label{{tab:{self.name}}}",
+                rf"\begin{{tabular}}{{{form}}}",
+                r"\toprule",
+                *heads,
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def lines(self) -> list[tuple[str, bool]]:
+        """Lines of plain text, and whether each is one to read past."""
+        cells = self.shown()
+        span = [name for name, length in self.groups for name in [name] * length]
+        heads = [span, [quantity for _, quantity in self.columns]]
+        widths = [max(map(len, column)) for column in zip(*heads, *cells, strict=True)]
+
+        def line(row: list[str]) -> str:
+            places = [
+                cell.ljust(width) if self.is_text(i) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            return ("  " + "   ".join(places)).rstrip()
+
+        quiet = [len(row) > 1 and row[1] in (THERE, BETWEEN) for row in self.rows]
+        return [
+            (self.title, False),
+            ("", False),
+            *((line(head), False) for head in heads if any(head)),
+            (" " + "─" * (sum(widths) + 3 * len(widths) - 1), False),
+            *zip(map(line, cells), quiet, strict=True),
+            ("", False),
+            *((f"  {note}", False) for note in self.notes),
+            ("", False),
+            ("", False),
+        ]
+
+
+def print_tables(console: Console, tables: Iterable[Table]) -> None:
+    """Print those that one looks at first, whole, on a terminal of any width."""
+    for table in tables:
+        if table.printed:
+            for number, (line, quiet) in enumerate(table.lines()):
+                style = "bold" if number == 0 else "dim" if quiet else ""
+                console.print(Text(line, style=style), soft_wrap=True)
+
+
+def text_of(tables: Iterable[Table]) -> str:
+    """Tables as plain text, as wide as they are."""
+    return "".join(f"{line}\n" for table in tables for line, _ in table.lines())
+
+
+def shown(column: tuple[str, str], value: Value) -> str:
+    """A value of a column as it is read."""
+    group, quantity = column
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return SHORT.get(value, value)
+    if quantity in ("epsilon", "p"):
+        return f"{value:.2g}" if quantity == "p" else f"{value:g}"
+    digits = 4 if group == "SSIM" else 2
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def spoken(attack: str) -> str:
+    """An attack's name as the paper writes it."""
+    return attack.replace("_rg", "-RG").replace("_", "-")
+
+
+def _tex(text: str) -> str:
+    return text.translate(_LATEX)

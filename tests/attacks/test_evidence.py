@@ -1,0 +1,218 @@
+"""The evidence behind the curves, counted from the rows once more, plainly; and the forms of a table."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from attacks.records import CLEAN, Record, read_records
+from attacks.report.evidence_tables import all_tables, confusion
+from attacks.report.results import Results, load_results
+from attacks.report.table import Table
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+made_up = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "report.py"), run_name="report_benchmark"))
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up sweep of three classes with four groups each, controls and steps included."""
+    folder = tmp_path_factory.mktemp("sweep")
+    made_up.make_sweep(folder, 1000, classes=CLASSES, groups=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(folder: Path) -> list[Record]:
+    return list(read_records(folder / "records.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path, records: list[Record]) -> Results:
+    """With a made-up realisability.json: H.264 undoes the successes on first stacks."""
+    of = [r for r in records if r.level == "stack" and r.target == "flownet2" and r.epsilon in (0, 0.01)]
+    rows = []
+    for r in (r for r in of if r.attack in (CLEAN, "one_shot")):
+        common = {"clip": r.clip, "stack": r.stack, "attack": r.attack, "target": r.target, "epsilon": r.epsilon}
+        common |= {"prediction": r.prediction, "label": r.label, "attacked": r.attacked}
+        rows.append({**common, "medium": "float", "correct": r.correct})
+        rows.append({**common, "medium": "h264 crf 23", "correct": r.correct or (r.success and r.stack == 0)})
+    (folder / "realisability.json").write_text(json.dumps(rows))
+    return load_results(folder)
+
+
+@pytest.fixture(scope="module")
+def tables(results: Results) -> dict[str, Table]:
+    return {table.name: table for table in all_tables(results)}
+
+
+def dicts(table: Table) -> list[dict]:
+    return [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+
+
+def stacks(records: list[Record], attack: str, target: str, epsilon: float) -> list[Record]:
+    wanted = ("stack", attack, target, epsilon)
+    return [r for r in records if (r.level, r.attack, r.target, r.epsilon) == wanted]
+
+
+def test_controls_stand_apart(results: Results, tables: dict[str, Table]) -> None:
+    assert results.gradient_attacks == ["one_shot", "iterative_saliency", "iterative_saliency_rg"]
+    assert results.attacks[3:] == ["noise", "random_order", "first_to_last", "least_salient"]
+    names = ["control", "control-random_order", "control-first_to_last", "control-least_salient"]
+    assert [name for name in tables if name.startswith("control")] == names
+    assert not any("random_order" in heading for heading in tables["table1"].headings)
+
+
+def test_rates_have_both_denominators(records: list[Record], tables: dict[str, Table]) -> None:
+    rows = dicts(tables["rates"])
+    assert sum(row["units"] for row in rows) == len(records)
+    for row in rows:
+        if row["level"] == "stack":
+            of = stacks(records, row["attack"], row["judged"], row["epsilon"])
+            right = [r for r in of if r.attacked]
+            still = sum(r.correct for r in right)
+            assert (row["units"], row["attacked"], row["fooled"]) == (len(of), len(right), len(right) - still)
+            assert row["accuracy of all/"] == round(100 * still / len(of), 2)
+            assert row["accuracy of right/"] == round(100 * still / len(right), 2)
+            assert row["success/"] == pytest.approx(100 - row["accuracy of right/"], abs=0.011)
+        for name in ("accuracy of all", "accuracy of right", "success", "8-bit accuracy", "frames"):
+            if row[f"{name}/low"] is not None:
+                assert row[f"{name}/low"] <= row[f"{name}/"] <= row[f"{name}/high"]
+        assert row["accuracy of all/high"] - row["accuracy of all/low"] > 1
+
+
+def test_paired_counts(records: list[Record], tables: dict[str, Table]) -> None:
+    rows = dicts(tables["paired"])
+    assert {row["judged"] for row in rows} == set(made_up.SYSTEMS)
+    assert {row["level"] for row in rows} == {"stack", "video"}
+    for row in rows[:: 1 + len(rows) // 40]:
+        if row["level"] == "video":
+            continue
+        fooled = [
+            {
+                (r.clip, r.stack): r.success
+                for r in stacks(records, row[name], row["judged"], row["epsilon"])
+                if r.attacked
+            }
+            for name in ("first", "second")
+        ]
+        assert row["units"] == len(fooled[0])
+        assert row["first only"] == sum(fooled[0][unit] and not fooled[1][unit] for unit in fooled[0])
+        assert row["second only"] == sum(fooled[1][unit] and not fooled[0][unit] for unit in fooled[0])
+        expected = 100 * (sum(fooled[0].values()) - sum(fooled[1].values())) / len(fooled[0])
+        assert row["difference"] == pytest.approx(expected, abs=0.006)
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_survival_and_budgets(records: list[Record], results: Results, tables: dict[str, Table]) -> None:
+    assert results.frames == 11
+    survival, budgets = (
+        {(r["attack"], r["judged"], r["epsilon"]): r for r in dicts(tables[t])} for t in ("survival", "budgets")
+    )
+    assert survival.keys() == budgets.keys() and {"one_shot", "noise"}.isdisjoint(name for name, _, _ in survival)
+    for (attack, target, epsilon), row in survival.items():
+        of = stacks(records, attack, target, epsilon)
+        needed = [r.frames_perturbed if r.success else 99 for r in of if r.attacked]
+        median = sorted(needed)[(len(needed) + 1) // 2 - 1]
+        assert row["median"] == (median if median <= 11 else None)
+        for frames in range(1, 12):
+            standing = sum(n > frames for n in needed)
+            assert row[f"still right after/{frames}"] == round(100 * standing / len(needed), 2)
+            assert budgets[attack, target, epsilon][f"frames perturbed/{frames}"] == round(100 * standing / len(of), 2)
+
+
+def test_classes_and_confusions(records: list[Record], results: Results, tables: dict[str, Table]) -> None:
+    for row in dicts(tables["per-class"]):
+        label = results.classes.index(row["class"])
+        of = [r for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.label == label]
+        right = [r for r in of if r.attacked]
+        assert (row["stacks"], row["attacked"], row["groups"]) == (len(of), len(right), 4)
+        assert row["accuracy/"] == round(100 * sum(r.correct for r in right) / len(of), 2)
+    counts = confusion(results, "iterative_saliency_rg", 0.01)
+    expected = np.zeros((CLASSES, CLASSES), int)
+    for r in stacks(records, "iterative_saliency_rg", "flownet2", 0.01):
+        if r.attacked:
+            expected[r.clean_prediction, r.prediction] += 1
+    assert (counts == expected).all()
+    listed = [r for r in dicts(tables["confusion"]) if (r["attack"], r["epsilon"]) == ("iterative_saliency_rg", 0.01)]
+    assert sum(r["stacks"] for r in listed) == expected.sum() - np.trace(expected)
+    assert [r["stacks"] for r in listed] == sorted((r["stacks"] for r in listed), reverse=True)
+
+
+def test_perceptibility_is_the_mean_of_what_was_measured(records: list[Record], tables: dict[str, Table]) -> None:
+    for row in dicts(tables["perceptibility"]):
+        values = [r.psnr for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.psnr is not None]
+        assert row["stacks"] == len(values)
+        assert row["PSNR, dB/mean"] == pytest.approx(np.mean(values), abs=1e-3)
+        assert row["PSNR, dB/low"] < row["PSNR, dB/mean"] < row["PSNR, dB/high"]
+
+
+def test_realisability_beside_the_clean_frames(
+    records: list[Record], results: Results, tables: dict[str, Table]
+) -> None:
+    rows = {(r["attack"], r["medium"]): r for r in dicts(tables["realisability"])}
+    assert set(rows) == {(name, medium) for name in (CLEAN, "one_shot") for medium in ("float", "h264 crf 23")}
+    assert rows[CLEAN, "float"]["success/"] == 0
+    counts = results.curve("one_shot", "flownet2")[0.01]
+    kept = sum(r.success for r in stacks(records, "one_shot", "flownet2", 0.01) if r.stack)
+    assert 0 < kept < counts.success
+    assert rows["one_shot", "h264 crf 23"]["success/"] == round(100 * kept / counts.attacked, 2)
+    assert rows["one_shot", "float"]["accuracy/"] == round(100 * counts.accuracy, 2)
+
+
+def test_costs_are_listed(tables: dict[str, Table]) -> None:
+    rows = dicts(tables["costs"])
+    assert {"part": "one_shot", "judged": "flownet2", "seconds": 10.0} in rows and len(rows) == 7
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_records() -> None:
+    """The whole report in a minute and 2 GB; the processor's seconds, which a busy machine does not stretch."""
+    command = [sys.executable, str(BENCHMARKS / "report.py"), "--records=200000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    count, seconds, memory = re.search(r"(\d+) records: .* processor ([\d.]+) s; peak ([\d.]+) GiB", printed).groups()
+    assert int(count) > 190_000 and float(seconds) < 60 and float(memory) < 2, printed
+
+
+TABLE = Table(
+    "t",
+    "A & B",
+    [("", "epsilon"), ("", "source"), ("one_shot", "Stk-A"), ("one_shot", "Stk-FP")],
+    [[0.005, "this run", 10.0, None], [0.005, "95 %", "3.1–28.9", None]],
+    ["50 % of_all"],
+)
+
+
+def test_forms_of_a_table() -> None:
+    assert TABLE.csv().splitlines()[:2] == ["epsilon,source,one_shot/Stk-A,one_shot/Stk-FP", "0.005,this run,10.0,"]
+    assert TABLE.markdown().splitlines()[2:] == [
+        "| epsilon | source | one-shot Stk-A | one-shot Stk-FP |",
+        "| --: | :-- | --: | --: |",
+        "| 0.005 | this run | 10.00 | – |",
+        "| 0.005 | 95 % | 3.1–28.9 | – |",
+        "",
+        "50 % of_all  ",
+    ]
+    latex = TABLE.latex()
+    assert r"\caption{A \& B. 50 \% of\_all}" in latex
+    assert r"\multicolumn{2}{c}{one-shot} \\" in latex and r"\cmidrule(lr){3-4}" in latex
+    assert r"0.005 & 95 \% & 3.1--28.9 & -- \\" in latex
+    assert all(line.count("&") == 3 for line in latex.splitlines() if line.startswith("0.005"))
+    assert len({len(line) for line, _ in [TABLE.lines()[i] for i in (3, 5, 6)]}) == 1
+
+
+def test_a_file_that_is_something_else_is_refused(folder: Path, results: Results, tmp_path: Path) -> None:
+    for name in ("settings.json", "records.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "realisability.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"realisability\.json holds a dict, not a list"):
+        load_results(tmp_path)
