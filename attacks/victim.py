@@ -178,9 +178,10 @@ class BatchedVictim:
         for part, of_part in _together(self.batch_size, flow, labels):
             with torch.enable_grad():
                 inputs = part.detach().requires_grad_()
-                logits.append(self._check_logits(self._classify(inputs)))
-                gradients += self._differentiate(self._loss(logits[-1], of_part), (inputs,))
-        return torch.cat(logits).detach(), torch.cat(gradients)
+                of_inputs = self._check_logits(self._classify(inputs))
+                gradients += self._differentiate(self._loss(of_inputs, of_part), (inputs,))
+            logits.append(of_inputs.detach())
+        return torch.cat(logits), torch.cat(gradients)
 
     def _through_pairs(self, frames: Tensor, of_flow: Tensor, live: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """The chain rule from the gradient of flow to that of frames, with the graphs of few pairs at a time."""

@@ -38,7 +38,7 @@ def cases(draw):
 
 @given(case=cases())
 @settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,
