@@ -25,7 +25,11 @@ DATA_ARGS ?=
 FLOW_ARGS ?=
 FLOWNET2_ARGS ?=
 CLASSIFIER_ARGS ?=
+TRUE_FLOW_ARGS ?=
 SWEEP_ARGS ?=
+PATHS_ARGS ?=
+EXPORT_ARGS ?=
+WORKSPACE_ARGS ?=
 BENCH_ARGS ?=
 
 PRESETS := $(filter-out data flow classifier logger,$(notdir $(patsubst %/,%,$(wildcard configs/*/))))
@@ -63,8 +67,9 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install data train-flownet2 evaluate-flownet2 train-classifiers attack-sweep report compare
+.PHONY: check-paths export-clips evaluate-clips wandb-workspace
 .PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
-.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-report lint format clean FORCE
+.PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep bench-report lint format clean FORCE
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [SWEEP=DIR] [DEVICES=N] [NODES=N]"
@@ -104,7 +109,7 @@ $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(I
 
 evaluate-flownet2: $(FINE_TUNED) ## errors of the fine-tuned FlowNet2 on the test clips and, in TRUE_FLOW=DIR, against true flow
 	WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS)
-	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS))
+	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS) $(TRUE_FLOW_ARGS))
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
 $(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(PARTS) $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
@@ -125,6 +130,18 @@ comma := ,
 compare: | $(INSTALLED) ## sweeps side by side, SWEEPS="runs/small runs/other"; COMPARISON=DIR takes the page
 	$(if $(word 2,$(SWEEPS)),,$(error compare: give at least two sweeps, SWEEPS="DIR DIR"))
 	$(VENV)/bin/python -m attacks compare $(wordlist 1,2,$(SWEEPS)) --output=$(COMPARISON) $(if $(word 3,$(SWEEPS)),--more='[$(subst $() ,$(comma),$(wordlist 3,99,$(SWEEPS)))]')
+
+check-paths: $(CLASSIFIERS) ## classes from stored PNG flow, memory and lossless video must agree on every test stack
+	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml --stores $(RUN)/flow --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
+
+export-clips: $(RESULTS) ## the sweep's examples as video files, judged; EXPORT_ARGS="--clips=[…] --lpips=alexnet.pth"
+	$(LIGHTNING).exported_clips export --config $(CONFIG)/attack-sweep.yaml --sweep $(RUN)/attack-sweep --output $(RUN)/clips $(EXPORT_ARGS)
+
+evaluate-clips: $(CLASSIFIERS) ## read the exported video files and judge them again: the same verdicts, or exit code 1
+	$(LIGHTNING).exported_clips evaluate --config $(CONFIG)/attack-sweep.yaml --exported $(RUN)/clips
+
+wandb-workspace: $(RESULTS) ## a saved W&B workspace of the sweep and its trainings, once their runs are online
+	$(LIGHTNING).wandb_workspace $(RUN)/attack-sweep --group $(WANDB_RUN_GROUP) $(WORKSPACE_ARGS)
 
 # Each changes only when the arguments of its step do, so that other arguments are not silently ignored.
 $(RUN)/flownet2.args: STEP_ARGS = $(FLOWNET2) $(FLOWNET2_ARGS)
@@ -153,6 +170,9 @@ bench-report: $(INSTALLED) ## the report of 200,000 made-up records: seconds and
 
 bench-flownet2: $(INSTALLED) ## FlowNet2 beside its bare convolutions; pairs per second and signs in each precision
 	$(VENV)/bin/python tests/benchmarks/flownet2.py $(BENCH_ARGS)
+
+bench-sweep: $(INSTALLED) ## the sweep engine beside the adversarial-robustness-toolbox and the plain algorithm (BENCH_ARGS="--full", "--limit")
+	$(VENV)/bin/python tests/benchmarks/sweep_engine.py $(BENCH_ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.attack_result import AttackResult
+from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, check_stacks, clean_pass, usable
 from attacks.victim import BatchedVictim, Victim, under_attack
 
@@ -30,10 +30,20 @@ class WorkingSet:
     """(R,) bool"""
     adversarial: Tensor
     """(R, T, 3, H, W)"""
+    flow: Tensor | None
+    """(R, T-1, 2, H, W) of the judge; None where it does not estimate it"""
     logits: Tensor
     """(R, C) of the judge"""
     frame_order: Tensor
     """(R, T)"""
+    pair_forwards: Tensor
+    """(R,)"""
+    pair_backwards: Tensor
+    """(R,)"""
+    step_logits: Tensor | None = None
+    """(R, T, C); attacks that go frame by frame make it"""
+    first_step: FirstStep | None = None
+    """of an attack that began alike; replaced by this one's"""
 
 
 def perturb(frames: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
@@ -50,6 +60,8 @@ class Attack(ABC):
 
     Args:
         batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
+        pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a whole
+            pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice.
     """
 
     name: str
@@ -57,11 +69,15 @@ class Attack(ABC):
     dense: ClassVar[bool]
     """All frames of all stacks are perturbed, right or wrong when clean; decides the video level (section 5.2)."""
     needs_gradient: ClassVar[bool] = True
+    begins: str | None = None
+    """Attacks of which this is the same share their first step; None for an attack on all frames at once."""
 
-    def __init__(self, batch_size: int = 8) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
+    def __init__(self, batch_size: int = 8, pairs_at_once: int | None = None) -> None:
+        for option, value in (("batch_size", batch_size), ("pairs_at_once", pairs_at_once)):
+            if value is not None and value < 1:
+                raise ValueError(f"{option} is {value}: at least 1 is needed")
         self.batch_size = batch_size
+        self.pairs_at_once = pairs_at_once
 
     @property
     def settings(self) -> dict[str, str | int]:
@@ -77,6 +93,7 @@ class Attack(ABC):
         stop_on: Victim | None = None,
         clean: CleanPass | None = None,
         stop_on_clean: CleanPass | None = None,
+        first_step: FirstStep | None = None,
     ) -> AttackResult:
         """Attack frames (B, T, 3, H, W) in [0, 1] with labels (B,) under every ε of `epsilons`, on the [0, 1] scale.
 
@@ -87,22 +104,33 @@ class Attack(ABC):
         Args:
             clean: the victim's clean pass on these frames; computed when None.
             stop_on_clean: the clean pass of `stop_on`, with or without gradient; computed when None.
+            first_step: of the result of an attack that `begins` alike, with the same victim, frames, labels, epsilons
+                and judge; the step is not made again and does not count in the costs.
 
         Raises:
             ValueError: ε outside [0, 1], bad frames or labels, a clean pass of other frames or of another victim, a
-                victim that is not differentiable.
+                first step of something else, a victim that is not differentiable.
             FloatingPointError: NaN logits, or a gradient that is not finite.
             RuntimeError: the victim holds tensors that were made in inference mode.
         """
         check_epsilons(epsilons)
         check_stacks(frames, labels)
+        if first_step is not None and self.begins is None:
+            raise ValueError(f"{self.name} perturbs all frames at once: it has no first step to be given")
         judge = victim if stop_on is None else stop_on
         with under_attack(victim, judge):
             frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
-            batched_victim = BatchedVictim(victim, self.batch_size)
+            batched_victim = BatchedVictim(victim, self.batch_size, self.pairs_at_once)
             batched_judge = batched_victim if judge is victim else BatchedVictim(judge, self.batch_size)
             if clean is None and (self.needs_gradient or judge is victim):
-                clean = clean_pass(victim, frames, labels, gradient=self.needs_gradient, batch_size=self.batch_size)
+                clean = clean_pass(
+                    victim,
+                    frames,
+                    labels,
+                    gradient=self.needs_gradient,
+                    batch_size=self.batch_size,
+                    pairs_at_once=self.pairs_at_once,
+                )
             judged = clean if judge is victim else stop_on_clean
             if judged is None:
                 judged = clean_pass(judge, frames, labels, gradient=False, batch_size=self.batch_size)
@@ -120,19 +148,29 @@ class Attack(ABC):
                 labels=labels.repeat(count),
                 attacked=attacked.repeat(count),
                 adversarial=frames.repeat(count, 1, 1, 1, 1),
+                flow=None if judged.flow is None else judged.flow.repeat(count, 1, 1, 1, 1),
                 logits=judged.logits.repeat(count, 1),
                 frame_order=torch.full((count * len(frames), frames.shape[1]), -1, device=frames.device),
+                pair_forwards=torch.zeros_like(labels).repeat(count),
+                pair_backwards=torch.zeros_like(labels).repeat(count),
+                first_step=first_step,
             )
             self.craft(work, frames, batched_victim, batched_judge, clean, judged)
             success = work.attacked & (work.logits.argmax(1) != work.labels)
             shape = (count, len(frames))
             return AttackResult(
                 adversarial=work.adversarial.unflatten(0, shape),
+                flow=None if work.flow is None else work.flow.unflatten(0, shape),
                 logits=work.logits.unflatten(0, shape),
+                labels=labels,
                 attacked=attacked,
                 success=success.unflatten(0, shape),
                 frames_perturbed=(work.frame_order >= 0).sum(1).unflatten(0, shape),
                 frame_order=work.frame_order.unflatten(0, shape),
+                step_logits=None if work.step_logits is None else work.step_logits.unflatten(0, shape),
+                pair_forwards=work.pair_forwards.unflatten(0, shape),
+                pair_backwards=work.pair_backwards.unflatten(0, shape),
+                first_step=work.first_step,
             )
 
     @abstractmethod
@@ -145,7 +183,7 @@ class Attack(ABC):
         clean: CleanPass,
         judged: CleanPass,
     ) -> None:
-        """Fill in frames, logits and frame order of the rows with ε > 0. `judged` is the judge's clean pass."""
+        """Fill in what the rows with ε > 0 come to: frames, flow, logits, frame order, steps and costs."""
 
     def perturb_all_frames(self, work: WorkingSet, frames: Tensor, direction: Tensor, judge: BatchedVictim) -> None:
         """Move every frame of every row with ε > 0 along the `direction` (B, T, 3, H, W) of its stack."""
@@ -154,8 +192,11 @@ class Attack(ABC):
             stack = work.stack[rows]
             adversarial = perturb(frames[stack], direction[stack], work.epsilon[rows])
             work.adversarial[rows] = adversarial
-            work.logits[rows] = judge.forward(adversarial)[1]
+            flow, work.logits[rows] = judge.forward(adversarial)
+            if work.flow is not None and flow is not None:
+                work.flow[rows] = flow
             work.frame_order[rows] = torch.arange(frames.shape[1], device=rows.device)
+            work.pair_forwards[rows] = frames.shape[1] - 1
 
 
 def check_epsilons(epsilons: Sequence[float]) -> None:

@@ -25,18 +25,26 @@ class CleanPass(NamedTuple):
 
 
 def clean_pass(
-    victim: Victim, frames: Tensor, labels: Tensor, *, gradient: bool = True, batch_size: int = 8
+    victim: Victim,
+    frames: Tensor,
+    labels: Tensor,
+    *,
+    gradient: bool = True,
+    batch_size: int = 8,
+    pairs_at_once: int | None = None,
 ) -> CleanPass:
     """Run `victim` on frames (B, T, 3, H, W) in [0, 1] with labels (B,), at most `batch_size` stacks at once.
 
-    Without `gradient` the victim need not be differentiable: the form for a system that only judges.
+    Without `gradient` the victim need not be differentiable: the form for a system that only judges. With one, the
+    graphs of at most `pairs_at_once` frame pairs are in memory together; where a batch has more, each pair is estimated
+    twice, first without and then with its graph. None keeps the graphs of a whole batch.
 
     Raises:
         ValueError: bad frames or labels, or a gradient asked of a victim that has none.
         FloatingPointError: NaN logits, or a gradient that is not finite.
     """
     check_stacks(frames, labels)
-    batched = BatchedVictim(victim, batch_size)
+    batched = BatchedVictim(victim, batch_size, pairs_at_once)
     with under_attack(victim):
         frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
         chunks = list(zip(frames.split(batch_size), labels.split(batch_size), strict=True))

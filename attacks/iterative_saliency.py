@@ -1,11 +1,20 @@
-"""The iterative-saliency attack and its RG variant (paper, section 3.4): frame by frame, most salient first."""
+"""The iterative-saliency attack and its RG variant (paper, section 3.4): frame by frame, most salient first.
+
+Not in the paper: other orders of the frames, as a control of what saliency adds.
+"""
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from attacks.attack import Attack, WorkingSet, perturb
+from attacks.attack_result import FirstStep
 from attacks.clean_pass import CleanPass, check_saliency, frame_saliency
+from attacks.noise import stack_generator
 from attacks.victim import BatchedVictim
+
+Order = Literal["salient", "least-salient", "first-to-last", "random"]
 
 
 class IterativeSaliency(Attack):
@@ -16,15 +25,42 @@ class IterativeSaliency(Attack):
 
     Args:
         refresh: iterative-saliency-RG: take gradient and saliency anew after every unsuccessful step.
+        order: which frame comes next; the gradient's sign is used in all of them. "salient" is the paper's,
+            "least-salient" its reverse, both decided anew with `refresh`; "first-to-last" and "random" know nothing of
+            saliency. A random order depends on `seed` and the stack's own content (as float32), not on its batch.
+        seed: of the random order.
         batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
+        pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a whole
+            pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice.
+
+    Raises:
+        ValueError: an unknown order.
     """
 
     dense = False
 
-    def __init__(self, refresh: bool = False, batch_size: int = 8) -> None:
-        super().__init__(batch_size)
+    def __init__(
+        self,
+        refresh: bool = False,
+        order: Order = "salient",
+        seed: int = 0,
+        batch_size: int = 8,
+        pairs_at_once: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, pairs_at_once)
+        if order not in get_args(Order):
+            raise ValueError(f"unknown order of frames {order!r}: choose {', '.join(get_args(Order))}")
         self.refresh = refresh
+        self.order = order
+        self.seed = seed
         self.name = "iterative-saliency-RG" if refresh else "iterative-saliency"
+        if order != "salient":
+            self.name += f" ({order})"
+        self.begins = f"{order} {seed}" if order == "random" else order
+
+    @property
+    def settings(self) -> dict[str, str | int]:
+        return super().settings | ({"seed": self.seed} if self.order == "random" else {})
 
     def craft(
         self,
@@ -36,34 +72,75 @@ class IterativeSaliency(Attack):
         judged: CleanPass,
     ) -> None:
         assert clean.gradient is not None and clean.saliency is not None
-        count = len(work.stack) // len(frames)
-        judge_flow = _repeat(judged.flow, count)
-        victim_flow = judge_flow if victim is judge else _repeat(clean.flow, count) if self.refresh else None
+        count, length = len(work.stack) // len(frames), frames.shape[1]
+        victim_flow = work.flow
+        if victim is not judge:
+            victim_flow = clean.flow.repeat(count, 1, 1, 1, 1) if self.refresh and clean.flow is not None else None
+        priority = self._priority(clean.saliency, frames)
         used = torch.zeros_like(work.frame_order, dtype=torch.bool)
+        work.step_logits = work.logits.new_full((len(used), length, work.logits.shape[1]), torch.nan)
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
         changed = torch.zeros_like(used[active, 1:])
 
-        for step in range(frames.shape[1]):
-            if not len(active):
-                return
+        for step in range(length):
             if self.refresh and step > 0:
-                # A victim that is the judge has seen the last frame in the check.
-                unseen = torch.zeros_like(changed) if victim is judge else changed
-                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, unseen)
+                if victim is not judge and victim_flow is not None:  # a judge has seen the last frame in the check
+                    work.pair_forwards[active] += victim.update_flow(work.adversarial, victim_flow, active, changed)
+                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, priority)
             else:
                 stack = work.stack[active]
-                frame = _most_salient(clean.saliency[stack], used[active])
+                frame = _foremost(priority[stack], used[active])
                 direction = clean.gradient[stack, frame].sign()
             work.adversarial[active, frame] = perturb(
                 frames[work.stack[active], frame], direction, work.epsilon[active]
             )
             work.frame_order[active, step] = frame
             used[active, frame] = True
-            changed = _pairs_of(frame, frames.shape[1] - 1)
-            judge.update_flow(work.adversarial, judge_flow, active, changed)
-            work.logits[active] = judge.logits(work.adversarial, judge_flow, active)
+            changed = _pairs_of(frame, length - 1)
+            if step == 0:
+                self._first_check(work, judge, active, frame, changed)
+            else:
+                work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed)
+                work.logits[active] = judge.logits(work.adversarial, work.flow, active)
+            work.step_logits[active, step] = work.logits[active]
             right = work.logits[active].argmax(1) == work.labels[active]
             active, changed = active[right], changed[right]
+            if not len(active):
+                return
+
+    def _priority(self, saliency: Tensor, frames: Tensor) -> Tensor:
+        """(n, T): of the frames that are left, the one with the greatest comes next; the first of equals."""
+        if self.order == "salient":
+            return saliency
+        if self.order == "least-salient":
+            return -saliency
+        place = torch.arange(frames.shape[1], device=frames.device)
+        if self.order == "first-to-last":
+            return -place.expand(len(frames), -1).to(saliency)
+        shuffled = [torch.randperm(len(stack), generator=stack_generator(stack, self.seed)) for stack in frames]
+        return torch.stack(shuffled).to(saliency)
+
+    def _first_check(
+        self, work: WorkingSet, judge: BatchedVictim, active: Tensor, frame: Tensor, changed: Tensor
+    ) -> None:
+        """The judge's flow and logits after the first step: made, or taken from the attack that made it."""
+        epsilon, shared = work.epsilon[active], work.first_step
+        local, pair = changed.nonzero(as_tuple=True)
+        if shared is None:
+            work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed)
+            if len(active):
+                work.logits[active] = judge.logits(work.adversarial, work.flow, active)
+            flow = None if work.flow is None else work.flow[active[local], pair]
+            work.first_step = FirstStep(epsilon, frame, flow, work.logits[active])
+            return
+        if not torch.equal(shared.frame, frame) or not torch.equal(shared.epsilon, epsilon):
+            raise ValueError(
+                f"the first step given to {self.name} is not its own: pass on that of an attack that begins alike "
+                f"({self.begins}), with the same victim, frames, labels, epsilons and judge"
+            )
+        if work.flow is not None and shared.flow is not None:
+            work.flow[active[local], pair] = shared.flow
+        work.logits[active] = shared.logits
 
     def _refreshed_choice(
         self,
@@ -72,38 +149,39 @@ class IterativeSaliency(Attack):
         flow: Tensor | None,
         active: Tensor,
         used: Tensor,
-        unseen: Tensor,
+        priority: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames.
+        """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames."""
+        used = used[active]
+        by_saliency = self.order in ("salient", "least-salient")
+        if by_saliency:
+            # Only unused frames are candidates: a pair of two used frames needs no gradient.
+            live = ~(used[:, :-1] & used[:, 1:])
+        else:
+            frame = _foremost(priority[work.stack[active]], used)
+            live = _pairs_of(frame, used.shape[1] - 1)
+        # A pair of clean frames is the same under every ε, and is estimated once for all of them.
+        row = torch.arange(len(active), device=active.device)
+        owner = torch.where(used[:, :-1] | used[:, 1:], len(work.stack) + row[:, None], work.stack[active, None])
+        same = owner * live.shape[1] + torch.arange(live.shape[1], device=active.device)
+        gradient, estimates = victim.refreshed_gradient(
+            work.adversarial[active], work.labels[active], None if flow is None else flow[active], live, same
+        )
+        work.pair_forwards[active] += estimates
+        work.pair_backwards[active] += live.sum(1) if victim.pairwise else live.shape[1]
+        saliency = frame_saliency(gradient)
+        check_saliency(saliency, work.stack[active], victim.name)
+        if by_saliency:
+            frame = _foremost(self._priority(saliency, gradient), used)
+        return frame, gradient[row, frame].sign()
 
-        `unseen` (n, T-1) are the pairs that changed in the last step and of which the victim's flow does not know.
-        """
-        # Only unused frames are candidates: a pair of two used frames needs no gradient, an estimate if it changed.
-        live = ~(used[active, :-1] & used[active, 1:])
-        victim.update_flow(work.adversarial, flow, active, unseen & ~live)
-        choices, directions = [], []
-        for rows, live_pairs in zip(active.split(self.batch_size), live.split(self.batch_size), strict=True):
-            _, _, gradient = victim.loss_gradient(
-                work.adversarial[rows], work.labels[rows], None if flow is None else flow[rows], live_pairs
-            )
-            saliency = frame_saliency(gradient)
-            check_saliency(saliency, work.stack[rows], victim.name)
-            frame = _most_salient(saliency, used[rows])
-            choices.append(frame)
-            directions.append(gradient[torch.arange(len(rows), device=rows.device), frame].sign())
-        return torch.cat(choices), torch.cat(directions)
 
-
-def _most_salient(saliency: Tensor, used: Tensor) -> Tensor:
-    """The most salient frame (n,) of saliency (n, T) that is not used yet; the first of equals."""
-    return saliency.masked_fill(used, -torch.inf).argmax(1)
+def _foremost(priority: Tensor, used: Tensor) -> Tensor:
+    """The frame (n,) of greatest priority (n, T) that is not used yet; the first of equals."""
+    return priority.masked_fill(used, -torch.inf).argmax(1)
 
 
 def _pairs_of(frame: Tensor, pairs: int) -> Tensor:
     """The pairs (n, T-1) that frame n (n,) belongs to: n-1 and n."""
     pair = torch.arange(pairs, device=frame.device)
     return (pair == frame[:, None]) | (pair == frame[:, None] - 1)
-
-
-def _repeat(flow: Tensor | None, count: int) -> Tensor | None:
-    return None if flow is None else flow.repeat(count, 1, 1, 1, 1)

@@ -48,7 +48,11 @@ class Noise(Attack):
 
 def random_signs(stack: Tensor, seed: int) -> Tensor:
     """-1 or 1 for each value of one stack (T, 3, H, W), drawn from `seed` and the stack's content."""
+    return torch.randint(0, 2, stack.shape, generator=stack_generator(stack, seed)).mul(2).sub(1).to(stack)
+
+
+def stack_generator(stack: Tensor, seed: int) -> torch.Generator:
+    """A source of chance that is the stack's own: it starts from `seed` and the content (as float32) alone."""
     content = stack.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
     # The seed starts the checksum, since the CPU generator reads the low 32 bits of its own seed only.
-    generator = torch.Generator().manual_seed(zlib.crc32(content, seed & 0xFFFFFFFF))
-    return torch.randint(0, 2, stack.shape, generator=generator).mul(2).sub(1).to(stack)
+    return torch.Generator().manual_seed(zlib.crc32(content, seed & 0xFFFFFFFF))

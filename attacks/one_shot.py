@@ -12,6 +12,7 @@ class OneShot(Attack):
 
     Args:
         batch_size: most stacks in one forward or backward pass.
+        pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a pass.
     """
 
     name = "one-shot"

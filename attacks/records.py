@@ -6,10 +6,9 @@ process left half-written is recognised and dropped: any number of processes and
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CLEAN = "clean"
 """The name that rows without an attack (ε = 0) carry in `attack`."""
@@ -51,16 +50,31 @@ class Record(NamedTuple):
     stacks_perturbed: int | None
     """video level only"""
     margin: float | None = None
-    """logit of the label less the greatest other: negative where wrong; None at video level"""
-    steps: list[list] | None = None
-    """[frame, prediction, confidence, margin] after each perturbed frame; None for an attack on all frames at once"""
+    """logit of the label less the greatest other: negative where wrong; None at video level, a mean of probabilities"""
+    steps: list[list[Any]] | None = None
+    """[frame, prediction, confidence, margin] after each perturbed frame; None for an attack on all frames at once, and
+    at video level"""
     pair_forwards: int = 0
-    """frame pairs whose flow was estimated for this row"""
+    """frame pairs whose flow was estimated for this row, by white box and target; a step that several attacks share
+    counts in the first of them, a pair that several ε share in the smallest; 0 at video level, which follows from the
+    stacks"""
     pair_backwards: int = 0
+    """frame pairs that a gradient went through for this row; the clean gradient counts in the white box's clean row"""
     psnr: float | None = None
+    """of the adversarial frames against the clean ones, as the three below; None where it was not measured"""
     ssim: float | None = None
     flicker: float | None = None
     flow_epe: float | None = None
+    """of the white box's flow of the adversarial frames against that of the clean ones"""
+
+
+class Cost(NamedTuple):
+    """Of one attack on one target, one system's clean passes, or one system's look at frames rounded to 8 bits."""
+
+    seconds: float = 0.0
+    """of the wall; they differ from run to run, and so stay out of the rows"""
+    pair_forwards: int = 0
+    pair_backwards: int = 0
 
 
 class RecordStore:
@@ -77,10 +91,10 @@ class RecordStore:
             os.truncate(self._path, max((clip.end for clip in _complete_clips(self._path)), default=0))
         self.done: set[str] = set(self._clips())
 
-    def append(self, clip: str, records: Sequence[Record], seconds: Mapping[str, float] | None = None) -> None:
-        """Make all rows of one clip durable, or none of them, and with them the wall seconds that they took."""
+    def append(self, clip: str, records: Sequence[Record], costs: Mapping[str, Cost] | None = None) -> None:
+        """Make all rows of one clip durable, or none of them, and with them what they cost."""
         lines = [json.dumps(record._asdict()) for record in records]
-        lines.append(json.dumps({"clip_complete": clip, "rows": len(records), "seconds": dict(seconds or {})}))
+        lines.append(json.dumps({"clip_complete": clip, "rows": len(records), "costs": costs or {}}))
         with self._path.open("ab") as file:
             file.write(("\n".join(lines) + "\n").encode())
             file.flush()
@@ -102,12 +116,16 @@ class RecordStore:
         scratch.replace(merged)
         return merged
 
-    def seconds(self) -> dict[str, float]:
-        """The wall seconds of all complete clips, summed over clips and processes."""
-        total: Counter[str] = Counter()
+    def costs(self) -> dict[str, Cost]:
+        """What all complete clips cost, summed over clips and processes."""
+        total: dict[str, Cost] = {}
         for clip in self._clips().values():
-            total.update(clip.seconds)
-        return {what: round(value, 3) for what, value in sorted(total.items())}
+            for what, cost in clip.costs.items():
+                seconds, forwards, backwards = total.get(what, Cost())
+                total[what] = Cost(
+                    seconds + cost.seconds, forwards + cost.pair_forwards, backwards + cost.pair_backwards
+                )
+        return dict(sorted(total.items()))
 
     def _clips(self) -> dict[str, "_StoredClip"]:
         """Each complete clip once: a DistributedSampler may hand one to two processes."""
@@ -122,7 +140,7 @@ class _StoredClip(NamedTuple):
     rows_end: int
     end: int
     """after the closing line"""
-    seconds: dict[str, float]
+    costs: dict[str, Cost]
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -151,5 +169,6 @@ def _complete_clips(path: Path) -> Iterator[_StoredClip]:
             closing = json.loads(line)
             if closing["rows"] == rows:
                 rows_end = position - len(line)
-                yield _StoredClip(closing["clip_complete"], path, start, rows_end, position, closing["seconds"])
+                costs = {what: Cost(*cost) for what, cost in closing["costs"].items()}
+                yield _StoredClip(closing["clip_complete"], path, start, rows_end, position, costs)
             start, rows = position, 0

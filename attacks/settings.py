@@ -12,8 +12,8 @@ from torch import nn
 from attacks.attack import Attack
 from attacks.victim import Victim
 
-UNDECIDING = {"batch_size", "name"}
-"""Options of an attack that do not change what it does."""
+UNDECIDING = {"batch_size", "pairs_at_once", "name", "begins"}
+"""Options of an attack that do not change what it does, and what follows from the others."""
 
 
 def victim_settings(victim: Victim) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The records of one video, at both levels, from what an attack did to its stacks (paper, sections 5.1 and 5.2)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attacks.attack_result import AttackResult
+from attacks.attack_result import AttackResult, margin
+from attacks.perceptibility import Quality
 from attacks.records import Record
 from attacks.video_level import VideoOutcome, attack_all_stacks, attack_stack_after_stack, video_prediction
 
@@ -18,6 +20,8 @@ class StackOutcomes(NamedTuple):
     """(E, S, C)"""
     prediction: Tensor
     """(E, S)"""
+    margin: Tensor
+    """(E, S), logit of the label less the greatest other"""
     attacked: Tensor
     """(S,) bool: right when clean"""
     correct_8bit: Tensor
@@ -26,30 +30,43 @@ class StackOutcomes(NamedTuple):
     """(E, S)"""
     frame_order: Tensor
     """(E, S, T), -1 padded"""
+    steps: Tensor | None
+    """(E, S, T, 3): prediction, confidence and margin after each of these frames; None for all frames at once"""
+    pair_forwards: Tensor
+    """(E, S)"""
+    pair_backwards: Tensor
+    """(E, S)"""
+    quality: Tensor
+    """(E, S, 4) float64, the fields of Quality; nan for None"""
 
 
-def stack_outcomes(result: AttackResult, correct_8bit: Tensor) -> StackOutcomes:
+def stack_outcomes(result: AttackResult, correct_8bit: Tensor, quality: list[list[Quality]]) -> StackOutcomes:
     """What is kept of a result once its frames are dropped."""
     return StackOutcomes(
         probabilities=result.logits.float().softmax(-1).cpu(),
         prediction=result.predictions.cpu(),
+        margin=result.margin.cpu(),
         attacked=result.attacked.cpu(),
         correct_8bit=correct_8bit.cpu(),
         frames_perturbed=result.frames_perturbed.cpu(),
         frame_order=result.frame_order.cpu(),
+        steps=None if result.step_logits is None else _steps(result.step_logits.cpu(), result.labels.cpu()),
+        pair_forwards=result.pair_forwards.cpu(),
+        pair_backwards=result.pair_backwards.cpu(),
+        quality=torch.tensor(
+            [[[math.nan if value is None else value for value in of_stack] for of_stack in row] for row in quality],
+            dtype=torch.float64,
+        ),
     )
 
 
 def join(parts: Sequence[StackOutcomes]) -> StackOutcomes:
     """The stacks of several calls as one."""
-    return StackOutcomes(
-        probabilities=torch.cat([part.probabilities for part in parts], 1),
-        prediction=torch.cat([part.prediction for part in parts], 1),
-        attacked=torch.cat([part.attacked for part in parts]),
-        correct_8bit=torch.cat([part.correct_8bit for part in parts], 1),
-        frames_perturbed=torch.cat([part.frames_perturbed for part in parts], 1),
-        frame_order=torch.cat([part.frame_order for part in parts], 1),
-    )
+    joined: dict[str, Any] = {}
+    for field in StackOutcomes._fields:
+        of_parts = [getattr(part, field) for part in parts]
+        joined[field] = None if of_parts[0] is None else torch.cat(of_parts, 0 if field == "attacked" else 1)
+    return StackOutcomes(**joined)
 
 
 def records_of(
@@ -70,6 +87,8 @@ def records_of(
         for stack in range(len(outcomes.attacked)):
             correct = int(outcomes.prediction[e, stack]) == label
             attacked = bool(outcomes.attacked[stack])
+            quality = _quality(outcomes.quality[e, stack])
+            order = [frame for frame in outcomes.frame_order[e, stack].tolist() if frame >= 0]
             yield Record(
                 **common,
                 level="stack",
@@ -84,8 +103,16 @@ def records_of(
                 correct=correct,
                 correct_8bit=bool(outcomes.correct_8bit[e, stack]),
                 frames_perturbed=int(outcomes.frames_perturbed[e, stack]),
-                frame_order=[frame for frame in outcomes.frame_order[e, stack].tolist() if frame >= 0],
+                frame_order=order,
                 stacks_perturbed=None,
+                margin=_rounded(float(outcomes.margin[e, stack])),
+                steps=None if outcomes.steps is None else _listed(order, outcomes.steps[e, stack]),
+                pair_forwards=int(outcomes.pair_forwards[e, stack]),
+                pair_backwards=int(outcomes.pair_backwards[e, stack]),
+                psnr=quality.psnr,
+                ssim=quality.ssim,
+                flicker=quality.flicker,
+                flow_epe=quality.flow_epe,
             )
         video = _video(clean_probabilities, outcomes, e, dense, label)
         yield Record(
@@ -104,6 +131,10 @@ def records_of(
             frames_perturbed=video.frames_perturbed,
             frame_order=None,
             stacks_perturbed=video.stacks_perturbed,
+            margin=None,
+            steps=None,
+            pair_forwards=0,
+            pair_backwards=0,
         )
 
 
@@ -114,6 +145,24 @@ def _video(clean: Tensor, outcomes: StackOutcomes, e: int, dense: bool, label: i
     return attack_stack_after_stack(clean, adversarial, outcomes.attacked, frames_perturbed, label)
 
 
-def _rounded(confidence: float) -> float:
+def _quality(values: Tensor) -> Quality:
+    return Quality(*(None if math.isnan(value) else value for value in values.tolist()))
+
+
+def _steps(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (E, S, T, C) to prediction, confidence and margin (E, S, T, 3)."""
+    confidence, prediction = logits.float().softmax(-1).max(-1)
+    return torch.stack([prediction, confidence, margin(logits, labels[:, None].expand(logits.shape[:-1]))], -1)
+
+
+def _listed(order: list[int], steps: Tensor) -> list[list[int | float]]:
+    """[frame, prediction, confidence, margin] of each step."""
+    return [
+        [frame, int(prediction), _rounded(confidence), _rounded(of_label)]
+        for frame, (prediction, confidence, of_label) in zip(order, steps.tolist(), strict=False)
+    ]
+
+
+def _rounded(value: float) -> float:
     """Six digits: what is below is rounding of the machine, and would make equal sweeps differ in bytes."""
-    return round(confidence, 6)
+    return round(value, 6)

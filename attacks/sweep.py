@@ -1,10 +1,11 @@
 """The sweep of one video: every attack, ε and target system, at stack and at video level (paper, sections 5.1 to 5.3).
 
-The clean pass of each system is made once and shared; the video level follows from the stack results at no cost.
+The clean pass of each system is made once and shared, and so is the first step of the attacks that begin alike on one
+target; the video level follows from the stack results at no cost.
 """
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from attacks.attack import Attack, check_epsilons
-from attacks.attack_result import AttackResult
+from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
 from attacks.examples import Example, make_example, with_flow
-from attacks.records import CLEAN, Record
+from attacks.perceptibility import stack_quality
+from attacks.realisability import Row, realisability
+from attacks.records import CLEAN, Cost, Record
 from attacks.stack_outcomes import StackOutcomes, join, records_of, stack_outcomes
 from attacks.victim import BatchedVictim, Victim, under_attack
 
@@ -26,8 +29,10 @@ class VideoSweep(NamedTuple):
     records: list[Record]
     """in an order that depends on the sweep's settings alone"""
     example: Example | None
-    seconds: dict[str, float]
-    """wall seconds of "clean/<target>", "<attack>/<target>" and "8-bit/<target>" """
+    costs: dict[str, Cost]
+    """of "clean/<target>", "<attack>/<target>", "8-bit/<target>", "quality/<target>" and "realise/<white box>" """
+    realised: list[Row]
+    """what the white box says of attacked frames that were stored; empty unless asked for"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Sweep:
         transfer: names of the attacks that are also made on the black boxes.
         epsilons: all above 0; the clean system is always judged.
         batch_size: stacks in one attack call.
+        pairs_at_once: most frame pairs whose graphs the clean pass holds together; None keeps those of all its stacks.
     """
 
     system: str
@@ -49,6 +55,7 @@ class Sweep:
     transfer: Sequence[str]
     epsilons: Sequence[float]
     batch_size: int = 8
+    pairs_at_once: int | None = None
 
     def __post_init__(self) -> None:
         check_epsilons(self.epsilons)
@@ -62,52 +69,64 @@ class Sweep:
             raise ValueError(f"transfer names {unknown}, which are not among the attacks {list(self.attacks)}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: at least 1 stack is needed")
+        if self.pairs_at_once is not None and self.pairs_at_once < 1:
+            raise ValueError(f"pairs_at_once is {self.pairs_at_once}: at least 1 pair is needed")
 
     def video(
-        self, white_box: Victim, frames: Tensor, label: int, *, clip: str, group: str, keep_example: bool = False
+        self,
+        white_box: Victim,
+        frames: Tensor,
+        label: int,
+        *,
+        clip: str,
+        group: str,
+        keep_example: bool = False,
+        realise: bool = False,
     ) -> VideoSweep:
         """Attack all stacks (S, T, 3, H, W) in [0, 1] of one video with the gradient of `white_box`.
 
-        The example is the first stack that the white box classifies right, else the first stack.
+        The example is the first stack that the white box classifies right, else the first stack. `realise` also sends
+        what the attacks on the white box made through 8 bits and video files.
         """
         systems = {self.system: white_box, **self.targets}
-        seconds: dict[str, float] = defaultdict(float)
+        meter = _Meter(frames)
         outcomes: dict[tuple[str, str], list[StackOutcomes]] = defaultdict(list)
+        realised: list[Row] = []
         example, example_is_right = None, False
         for start in range(0, len(frames), self.batch_size):
             chunk = frames[start : start + self.batch_size]
             labels = torch.full((len(chunk),), label, device=chunk.device)
             passes: dict[str, CleanPass] = {}
-            for target, judge in systems.items():
-                with _clock(seconds, f"clean/{target}", chunk):
-                    gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
-                    passes[target] = clean_pass(judge, chunk, labels, gradient=gradient, batch_size=self.batch_size)
-                    outcomes[CLEAN, target].append(self._clean_outcomes(judge, chunk, labels, passes[target]))
-            white_box_results: dict[str, AttackResult] = {}
-            for name, target in self._combinations():
-                judge = systems[target]
-                black_box = target != self.system
-                with _clock(seconds, f"{name}/{target}", chunk):
-                    result = self.attacks[name](
-                        white_box,
-                        chunk,
-                        labels,
-                        self.epsilons,
-                        stop_on=judge if black_box else None,
-                        clean=passes[self.system],
-                        stop_on_clean=passes[target] if black_box else None,
-                    )
-                with _clock(seconds, f"8-bit/{target}", chunk):
-                    right = self._right_in_8bit(judge, chunk, labels, passes[target], result)
-                outcomes[name, target].append(stack_outcomes(result, right))
-                if keep_example and not black_box:
-                    white_box_results[name] = result
+            of_white_box: dict[str, AttackResult] = {}
+            for name, target, result in self._results(systems, chunk, labels, passes, meter):
+                right = self._right_in_8bit(target, systems[target], chunk, labels, passes[target], result, meter)
+                with meter.clock(f"quality/{target}"):
+                    quality = stack_quality(chunk, result.adversarial, passes[target].flow, result.flow)
+                outcomes[name, target].append(stack_outcomes(result, right, quality))
+                if target != self.system:
+                    continue
+                if realise:
+                    with meter.clock(f"realise/{target}"):
+                        realised += realisability(
+                            white_box,
+                            chunk,
+                            result,
+                            epsilons=self._epsilons(name),
+                            label=label,
+                            clip=clip,
+                            first_stack=start,
+                            attack=name,
+                            target=target,
+                            batch_size=self.batch_size,
+                        )
+                if keep_example and name != CLEAN:
+                    of_white_box[name] = result
             if keep_example and not example_is_right:
                 right_when_clean = passes[self.system].logits.argmax(1) == labels
                 example_is_right = bool(right_when_clean.any())
                 if example is None or example_is_right:
                     item = int(right_when_clean.int().argmax())
-                    example = make_example(clip, start + item, item, chunk, white_box_results, self.epsilons)
+                    example = make_example(clip, start + item, item, chunk, of_white_box, self.epsilons)
                     example = with_flow(example, white_box, chunk)
         joined = {key: join(parts) for key, parts in outcomes.items()}
         records = [
@@ -116,7 +135,7 @@ class Sweep:
             for record in records_of(
                 joined[CLEAN, target],
                 of_stacks,
-                [0.0] if name == CLEAN else self.epsilons,
+                self._epsilons(name),
                 dense=name == CLEAN or self.attacks[name].dense,
                 label=label,
                 clip=clip,
@@ -126,26 +145,87 @@ class Sweep:
                 attack=name,
             )
         ]
-        return VideoSweep(records, example, dict(seconds))
+        return VideoSweep(records, example, meter.costs, realised)
 
-    def _combinations(self) -> Iterator[tuple[str, str]]:
-        """(attack, target): all attacks on the white box, the transferred ones on the others."""
-        for target in (self.system, *self.targets):
-            yield from ((name, target) for name in self.attacks if target == self.system or name in self.transfer)
+    def _epsilons(self, attack: str) -> Sequence[float]:
+        return [0.0] if attack == CLEAN else self.epsilons
 
-    def _clean_outcomes(self, judge: Victim, frames: Tensor, labels: Tensor, clean: CleanPass) -> StackOutcomes:
-        nothing = AttackResult(
+    def _clean(
+        self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: "_Meter"
+    ) -> tuple[CleanPass, AttackResult]:
+        """The clean pass of a system, and the same as the result of an attack that does nothing."""
+        gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
+        with meter.clock(f"clean/{target}"):
+            clean = clean_pass(
+                judge,
+                frames,
+                labels,
+                gradient=gradient,
+                batch_size=self.batch_size,
+                pairs_at_once=self.pairs_at_once,
+            )
+        pairs = torch.full_like(labels, frames.shape[1] - 1)[None]
+        unperturbed = AttackResult(
             adversarial=frames[None],
+            flow=None if clean.flow is None else clean.flow[None],
             logits=clean.logits[None],
+            labels=labels,
             attacked=clean.logits.argmax(1) == labels,
             success=torch.zeros_like(labels, dtype=torch.bool)[None],
             frames_perturbed=torch.zeros_like(labels)[None],
             frame_order=torch.full((1, *frames.shape[:2]), -1, device=frames.device),
+            step_logits=None,
+            pair_forwards=pairs,
+            pair_backwards=pairs if gradient else torch.zeros_like(pairs),
+            first_step=None,
         )
-        return stack_outcomes(nothing, self._right_in_8bit(judge, frames, labels, clean, nothing))
+        meter.count(f"clean/{target}", unperturbed)
+        return clean, unperturbed
+
+    def _results(
+        self,
+        systems: Mapping[str, Victim],
+        frames: Tensor,
+        labels: Tensor,
+        passes: dict[str, CleanPass],
+        meter: "_Meter",
+    ) -> Iterator[tuple[str, str, AttackResult]]:
+        """Attack, target and result: the clean systems, whose `passes` it fills in, then all attacks on the white box
+        and the transferred ones on the others."""
+        for target, judge in systems.items():
+            passes[target], unperturbed = self._clean(target, judge, frames, labels, meter)
+            yield CLEAN, target, unperturbed
+        for target, judge in systems.items():
+            black_box = target != self.system
+            first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
+            for name, attack in self.attacks.items():
+                if black_box and name not in self.transfer:
+                    continue
+                with meter.clock(f"{name}/{target}"):
+                    result = attack(
+                        systems[self.system],
+                        frames,
+                        labels,
+                        self.epsilons,
+                        stop_on=judge if black_box else None,
+                        clean=passes[self.system],
+                        stop_on_clean=passes[target] if black_box else None,
+                        first_step=None if attack.begins is None else first_steps.get(attack.begins),
+                    )
+                meter.count(f"{name}/{target}", result)
+                if attack.begins is not None and result.first_step is not None:
+                    first_steps[attack.begins] = result.first_step
+                yield name, target, result
 
     def _right_in_8bit(
-        self, judge: Victim, frames: Tensor, labels: Tensor, clean: CleanPass, result: AttackResult
+        self,
+        target: str,
+        judge: Victim,
+        frames: Tensor,
+        labels: Tensor,
+        clean: CleanPass,
+        result: AttackResult,
+        meter: "_Meter",
     ) -> Tensor:
         """(E, B) bool: the judge is right once the adversarial frames are rounded to 8 bits.
 
@@ -167,16 +247,37 @@ class Sweep:
         if len(rows):
             batched = BatchedVictim(judge, self.batch_size)
             flow = None if clean.flow is None else clean.flow.repeat(len(result.logits), 1, 1, 1, 1)
-            with under_attack(judge):
-                batched.update_flow(rounded, flow, rows, (changed[:, :-1] | changed[:, 1:])[rows])
+            with meter.clock(f"8-bit/{target}"), under_attack(judge):
+                pairs = batched.update_flow(rounded, flow, rows, (changed[:, :-1] | changed[:, 1:])[rows])
                 logits[rows] = batched.logits(rounded, flow, rows)
+            meter.pair_forwards[f"8-bit/{target}"] += int(pairs.sum())
         return logits.argmax(1).unflatten(0, (-1, len(labels))) == labels
 
 
-@contextmanager
-def _clock(seconds: dict[str, float], what: str, on: Tensor) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    if on.is_cuda:
-        torch.cuda.synchronize(on.device)
-    seconds[what] += time.perf_counter() - start
+class _Meter:
+    """What the parts of a sweep cost, on the device of these frames."""
+
+    def __init__(self, frames: Tensor) -> None:
+        self._cuda = frames.device if frames.is_cuda else None
+        self._seconds: dict[str, float] = defaultdict(float)
+        self.pair_forwards: Counter[str] = Counter()
+        self.pair_backwards: Counter[str] = Counter()
+
+    @contextmanager
+    def clock(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+        self._seconds[what] += time.perf_counter() - start
+
+    def count(self, what: str, result: AttackResult) -> None:
+        self.pair_forwards[what] += int(result.pair_forwards.sum())
+        self.pair_backwards[what] += int(result.pair_backwards.sum())
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        return {
+            what: Cost(seconds, self.pair_forwards[what], self.pair_backwards[what])
+            for what, seconds in self._seconds.items()
+        }

@@ -4,7 +4,8 @@ Each process writes its own records as it goes; the first one merges them at the
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from attacks.examples import example_clips, save_example
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
-from attacks.records import RecordStore
+from attacks.progress import Progress
+from attacks.realisability import merge_rows, rows_path, save_rows
+from attacks.records import Cost, RecordStore
 from attacks.report import write_report
 from attacks.report.tables import print_tables
 from attacks.settings import attack_settings, check_settings, victim_settings, write_settings
@@ -48,7 +51,12 @@ class SweepCallback(pl.Callback):
         transfer: names of the attacks made on the targets; when None, the above without iterative_saliency.
         system: name of the white box in the report; the paper's is flownet2.
         batch_size: stacks in one attack call. It bounds the memory, together with the number of ε.
+        pairs_at_once: most frame pairs whose graphs are in memory together for a gradient of the default attacks and of
+            the clean pass; None keeps those of a whole pass. Of FlowNet2 at 256×320 a pair keeps 0.3 GB, the 80 of
+            eight stacks 23 GB. With fewer, the clean pass estimates each pair twice. Results are the same.
         examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
+        realise: of how many clips the white box judges the attacked frames as 8-bit frames and video files, too
+            (realisability.json); when None, of the examples. It needs 8-bit frames.
         output: folder of records and report; the Trainer's default_root_dir when None.
     """
 
@@ -61,10 +69,12 @@ class SweepCallback(pl.Callback):
         transfer: list[str] | None = None,
         system: str = "flownet2",
         batch_size: int = 8,
+        pairs_at_once: int | None = None,
         examples: int = 4,
+        realise: int | None = None,
         output: Path | None = None,
     ) -> None:
-        attacks = default_attacks(batch_size) if attacks is None else attacks
+        attacks = default_attacks(batch_size, pairs_at_once) if attacks is None else attacks
         self.targets = targets or {}
         self.sweep = Sweep(
             system=system,
@@ -73,8 +83,10 @@ class SweepCallback(pl.Callback):
             transfer=[name for name in TRANSFERRED if name in attacks] if transfer is None else transfer,
             epsilons=sorted({float(epsilon) for epsilon in epsilons if epsilon != 0}),
             batch_size=batch_size,
+            pairs_at_once=pairs_at_once,
         )
         self.examples = examples
+        self.realise = examples if realise is None else realise
         self.output = output
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -105,13 +117,17 @@ class SweepCallback(pl.Callback):
         trainer.strategy.barrier("sweep settings")
         check_settings(self.folder, self.settings)
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
-        self.found = len(self.store.done)
         trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
         chosen = list(getattr(getattr(trainer.test_dataloaders, "dataset", None), "chosen", range(len(self.clips))))
-        chosen = chosen[: int(trainer.num_test_batches[0]) * trainer.world_size]
-        kept = example_clips([self.clips[index].label for index in chosen], self.examples)
-        self.kept = {chosen[place] for place in kept}
+        videos = int(trainer.num_test_batches[0])
+        chosen = chosen[: videos * trainer.world_size]
+        found = sum(self.clips[index].name in self.store.done for index in chosen)
+        self.progress = Progress(videos, found // trainer.world_size)
+        labels = [self.clips[index].label for index in chosen]
+        self.kept, self.realised = (
+            {chosen[place] for place in example_clips(labels, count)} for count in (self.examples, self.realise)
+        )
 
     def on_test_batch_end(
         self,
@@ -124,9 +140,13 @@ class SweepCallback(pl.Callback):
     ) -> None:
         index = int(batch.clip)
         clip = self.clips[index]
-        _describe(trainer, f"Attacking videos ({self.found} found done)" if self.found else "Attacking videos")
-        if clip.name in self.store.done:
+        done = clip.name in self.store.done
+        realise = index in self.realised and not rows_path(self.folder, clip.name).exists()
+        if done and not realise:
+            self.progress.add(len(batch.frames), None)
+            _describe(trainer, str(self.progress))
             return
+        start = time.perf_counter()
         video = self.sweep.video(
             pl_module,
             batch.frames,
@@ -134,17 +154,23 @@ class SweepCallback(pl.Callback):
             clip=clip.name,
             group=clip.group,
             keep_example=index in self.kept,
+            realise=realise,
         )
-        if video.example is not None:
-            save_example(self.folder / "examples", video.example)
-        self.store.append(clip.name, video.records, video.seconds)
+        if realise:
+            save_rows(self.folder, clip.name, video.realised)
+        if not done:
+            if video.example is not None:
+                save_example(self.folder / "examples", video.example)
+            self.store.append(clip.name, video.records, video.costs)
+        self.progress.add(len(batch.frames), time.perf_counter() - start)
+        _describe(trainer, str(self.progress))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.barrier("sweep end")
         if trainer.is_global_zero:
             self.store.merge()
-            costs = {"unit": "wall seconds, summed over processes", "seconds": self.store.seconds()}
-            (self.folder / "costs.json").write_text(json.dumps(costs, indent=1) + "\n")
+            merge_rows(self.folder, {self.clips[index].name for index in self.realised})
+            (self.folder / "costs.json").write_text(json.dumps(_costs(self.store.costs()), indent=1) + "\n")
             report = write_report(self.folder)
             print_tables(get_console(), report.tables)
             get_console().print(f"Report: {self.folder}", soft_wrap=True)
@@ -171,18 +197,34 @@ class SweepCallback(pl.Callback):
         }
 
 
-def default_attacks(batch_size: int = 8) -> dict[str, Attack]:
+def default_attacks(batch_size: int = 8, pairs_at_once: int | None = None) -> dict[str, Attack]:
     """The paper's three attacks and the control."""
     return {
-        "one_shot": OneShot(batch_size=batch_size),
-        "iterative_saliency": IterativeSaliency(batch_size=batch_size),
-        "iterative_saliency_rg": IterativeSaliency(refresh=True, batch_size=batch_size),
+        "one_shot": OneShot(batch_size, pairs_at_once),
+        "iterative_saliency": IterativeSaliency(batch_size=batch_size, pairs_at_once=pairs_at_once),
+        "iterative_saliency_rg": IterativeSaliency(refresh=True, batch_size=batch_size, pairs_at_once=pairs_at_once),
         "noise": Noise(batch_size=batch_size),
     }
 
 
+def _costs(costs: Mapping[str, Cost]) -> dict[str, Any]:
+    """costs.json: by "<attack>/<target>", "clean/<target>" and "8-bit/<target>"."""
+    rates = {
+        what: round((cost.pair_forwards + cost.pair_backwards) / cost.seconds, 3)
+        for what, cost in costs.items()
+        if cost.seconds
+    }
+    return {
+        "unit": "wall seconds, summed over processes; frame pairs estimated and differentiated, and both per second",
+        "seconds": {what: round(cost.seconds, 3) for what, cost in costs.items()},
+        "pair_forwards": {what: cost.pair_forwards for what, cost in costs.items()},
+        "pair_backwards": {what: cost.pair_backwards for what, cost in costs.items()},
+        "pairs_per_second": rates,
+    }
+
+
 def _describe(trainer: pl.Trainer, text: str) -> None:
-    """Says on the Trainer's own bar, which counts videos and the time left, what they are there for."""
+    """Says it on the Trainer's own bar, which counts videos."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, TQDMProgressBar) and not bar.is_disabled:
         bar.test_progress_bar.set_description(text)

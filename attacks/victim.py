@@ -74,22 +74,31 @@ class BatchedVictim:
 
     Frames (R, T, 3, H, W) and flow (R, T-1, 2, H, W) are the state of all rows of a call, `rows` (n,) picks those
     wanted. Flow is None throughout for a victim that does not estimate it.
+
+    Args:
+        pairs_at_once: most pairs whose graphs are held together for a gradient, those of a whole batch when None.
+            Fewer need less memory and give the same gradient; the clean pass then estimates its pairs twice.
     """
 
-    def __init__(self, victim: Victim, batch_size: int) -> None:
+    def __init__(self, victim: Victim, batch_size: int, pairs_at_once: int | None = None) -> None:
         self.victim = victim
         self.batch_size = batch_size
+        self.pairs_at_once = pairs_at_once
         self.name = type(victim).__name__
         self.pairwise = all(callable(getattr(victim, method, None)) for method in ("estimate_flow", "classify"))
 
-    def update_flow(self, frames: Tensor, flow: Tensor | None, rows: Tensor, changed: Tensor) -> None:
-        """Re-estimate, in place, the pairs of `rows` that are set in `changed` (n, T-1)."""
-        if flow is None or not changed.any():
-            return
+    def update_flow(self, frames: Tensor, flow: Tensor | None, rows: Tensor, changed: Tensor) -> Tensor:
+        """Re-estimate, in place, the pairs of `rows` that are set in `changed` (n, T-1).
+
+        Returns:
+            The pairs that the next `logits` of each row cost (n,); a system without flow runs on all of its frames.
+        """
+        if flow is None:
+            return torch.full_like(rows, changed.shape[1])
         local, pair = changed.nonzero(as_tuple=True)
-        limit = self.batch_size * changed.shape[1]
-        for r, p in zip(rows[local].split(limit), pair.split(limit), strict=True):
+        for r, p in _together(self.batch_size * changed.shape[1], rows[local], pair):
             flow[r, p] = self._estimate(frames[r, p], frames[r, p + 1])
+        return changed.sum(1)
 
     def logits(self, frames: Tensor, flow: Tensor | None, rows: Tensor) -> Tensor:
         """Logits (n, C) of `rows`, from their flow where there is one."""
@@ -108,30 +117,122 @@ class BatchedVictim:
         flow = estimated.unflatten(0, (len(frames), -1))
         return flow, self._check_logits(self._classify(flow))
 
-    def loss_gradient(
-        self, frames: Tensor, labels: Tensor, flow: Tensor | None = None, live: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
+    def loss_gradient(self, frames: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """Flow, logits and the gradient of each stack's cross-entropy for at most `batch_size` stacks (eq. 1, eq. 2).
 
         Args:
             frames: (n, T, 3, H, W); labels: (n,).
-            flow: (n, T-1, 2, H, W), trusted for the pairs that are not live; not needed where all are.
-            live: (n, T-1) bool, the pairs to estimate and to differentiate through; all when None. A frame's gradient
-                is complete only where all its pairs are live.
 
         Raises:
             ValueError: the victim cannot be differentiated.
         """
+        with self._differentiable():
+            pairs = len(frames) * (frames.shape[1] - 1)
+            if self.pairwise and self.pairs_at_once is not None and pairs > self.pairs_at_once:
+                return self._recomputed_gradient(frames, labels)
+            with torch.enable_grad():
+                inputs = frames.detach().requires_grad_()
+                flow, logits = self.forward(inputs)
+                (gradient,) = self._differentiate(self._loss(logits, labels), (inputs,))
+            return None if flow is None else flow.detach(), logits.detach(), gradient
+
+    def refreshed_gradient(
+        self, frames: Tensor, labels: Tensor, flow: Tensor | None, live: Tensor, same: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient (n, T, 3, H, W) at frames (n, T, 3, H, W) whose flow (n, T-1, 2, H, W) is known.
+
+        A pair is estimated again for its graph, once for all rows that have the same two frames, and differentiated
+        for each of them. A frame's gradient is complete only where all its pairs are live.
+
+        Args:
+            live: (n, T-1) bool, the pairs to differentiate through.
+            same: (n, T-1) int64, equal for pairs whose two frames are equal.
+
+        Returns:
+            Gradient, and the pairs estimated (n,), each counted in the first row that has it. A system without flow is
+            run as a whole, on T-1 pairs a row.
+        """
+        with self._differentiable():
+            if flow is None:
+                chunks = zip(frames.split(self.batch_size), labels.split(self.batch_size), strict=True)
+                gradient = torch.cat([self.loss_gradient(*chunk)[2] for chunk in chunks])
+                return gradient, torch.full_like(labels, frames.shape[1] - 1)
+            _, of_flow = self._flow_gradient(flow, labels)
+            return self._through_pairs(frames, of_flow, live, same)
+
+    def _recomputed_gradient(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Forward without graph, then backward to the flow, then pair by pair to the frames."""
+        first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+        assert self.pairs_at_once is not None
+        estimated = [self._estimate(*pairs) for pairs in _together(self.pairs_at_once, first, second)]
+        flow = torch.cat(estimated).unflatten(0, (len(frames), -1))
+        logits, of_flow = self._flow_gradient(flow, labels)
+        every = torch.arange(len(first), device=frames.device).view(len(frames), -1)
+        gradient, _ = self._through_pairs(frames, of_flow, torch.ones_like(every, dtype=torch.bool), every)
+        return flow, logits, gradient
+
+    def _flow_gradient(self, flow: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, C) and the gradient with respect to flow (n, T-1, 2, H, W)."""
+        logits: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for part, of_part in _together(self.batch_size, flow, labels):
+            with torch.enable_grad():
+                inputs = part.detach().requires_grad_()
+                logits.append(self._check_logits(self._classify(inputs)))
+                gradients += self._differentiate(self._loss(logits[-1], of_part), (inputs,))
+        return torch.cat(logits).detach(), torch.cat(gradients)
+
+    def _through_pairs(self, frames: Tensor, of_flow: Tensor, live: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+        """The chain rule from the gradient of flow to that of frames, with the graphs of few pairs at a time."""
+        # On the indices of flat frames, gathering and adding are single passes over memory.
+        flat = frames.flatten(0, 1)
+        gradient = torch.zeros_like(flat)
+        row, pair = live.nonzero(as_tuple=True)
+        index = row * frames.shape[1] + pair
+        _, which, times = same[row, pair].unique(return_inverse=True, return_counts=True)
+        occurrences = which.argsort(stable=True)
+        start = times.cumsum(0) - times
+        for repeats in times.unique().tolist():
+            # A graph is walked whole: those that are walked equally often go together.
+            for starts in start[times == repeats].split(self.pairs_at_once or self.batch_size * live.shape[1]):
+                with torch.enable_grad():
+                    at = index[occurrences[starts]]
+                    pairs = flat[at].requires_grad_(), flat[at + 1].requires_grad_()
+                    estimated = self._estimate(*pairs)
+                for k in range(repeats):
+                    item = occurrences[starts + k]
+                    seed = of_flow[row[item], pair[item]].to(estimated.dtype)
+                    of_pairs = self._differentiate(estimated, pairs, seed, keep=k + 1 < repeats)
+                    # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
+                    for offset, of_frame in enumerate(of_pairs):
+                        gradient.index_add_(0, index[item] + offset, of_frame)
+        estimates = torch.bincount(row[occurrences[start]], minlength=len(frames))
+        return gradient.view_as(frames), estimates
+
+    def _differentiate(
+        self, value: Tensor, inputs: tuple[Tensor, ...], seed: Tensor | None = None, *, keep: bool = False
+    ) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor | None, ...] = (None,)
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, inputs, seed, retain_graph=keep, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(self._not_differentiable())
+        # A system may look at one frame of a pair only: the other has no gradient, which is a gradient of zero.
+        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        # Summed, not averaged: each stack's gradient is its own, whatever the batch.
+        if int(labels.max()) >= logits.shape[1]:
+            raise ValueError(f"label {int(labels.max())} is out of range: {self.name} has {logits.shape[1]} classes")
+        return F.cross_entropy(logits, labels, reduction="sum")
+
+    @contextmanager
+    def _differentiable(self) -> Iterator[None]:
+        """Turns away a victim that has no gradient, before and after it fails."""
         if getattr(self.victim, "differentiable", True) is False:
             raise ValueError(self._not_differentiable())
         try:
-            with torch.enable_grad():
-                if self.pairwise:
-                    return self._pairwise_gradient(frames, labels, flow, live)
-                frames = frames.detach().requires_grad_()
-                logits = self._check_logits(self.victim(frames), labels)
-                (gradient,) = self._differentiate(logits, labels, (frames,))
-                return None, logits.detach(), gradient
+            yield
         except RuntimeError as error:
             if "Inference tensors" in str(error):
                 raise RuntimeError(
@@ -140,48 +241,19 @@ class BatchedVictim:
                 ) from error
             raise
 
-    def _pairwise_gradient(
-        self, frames: Tensor, labels: Tensor, flow: Tensor | None, live: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        if live is None:
-            live = torch.ones(len(frames), frames.shape[1] - 1, dtype=torch.bool, device=frames.device)
-        # On the indices of flat frames, gathering and adding are single passes over memory.
-        flat = frames.flatten(0, 1)
-        stack, pair = live.nonzero(as_tuple=True)
-        index = stack * frames.shape[1] + pair
-        first, second = (flat.index_select(0, i).requires_grad_() for i in (index, index + 1))
-        estimated = self._estimate(first, second)
-        flow = estimated.unflatten(0, (len(frames), -1)) if flow is None else flow.index_put((stack, pair), estimated)
-        logits = self._check_logits(self._classify(flow), labels)
-        of_first, of_second = self._differentiate(logits, labels, (first, second))
-        # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
-        gradient = torch.zeros_like(flat).index_copy_(0, index, of_first).index_add_(0, index + 1, of_second)
-        return flow.detach(), logits.detach(), gradient.view_as(frames)
-
-    def _differentiate(self, logits: Tensor, labels: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # Summed, not averaged: each stack's gradient is its own, whatever the batch.
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
-        if all(gradient is None for gradient in gradients):
-            raise ValueError(self._not_differentiable())
-        # A system may look at one frame of a pair only: the other has no gradient, which is a gradient of zero.
-        return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))
-
     def _not_differentiable(self) -> str:
         return (
             f"{self.name} is not differentiable from frames to logits: the gradient needs a differentiable flow "
             "estimator (FlowNet2, for one); a system without one can be the judge, stop_on="
         )
 
-    def _check_logits(self, logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    def _check_logits(self, logits: Tensor) -> Tensor:
         if logits.ndim != 2:
             raise ValueError(f"{self.name} gave logits of shape {tuple(logits.shape)}: (B, C) is needed")
         if logits.isnan().any():
             raise FloatingPointError(
                 f"{self.name} gave NaN logits for {int(logits.isnan().any(1).sum())} of {len(logits)} stacks"
             )
-        if labels is not None and int(labels.max()) >= logits.shape[1]:
-            raise ValueError(f"label {int(labels.max())} is out of range: {self.name} has {logits.shape[1]} classes")
         return logits
 
     def _estimate(self, first: Tensor, second: Tensor) -> Tensor:
@@ -189,3 +261,9 @@ class BatchedVictim:
 
     def _classify(self, flow: Tensor) -> Tensor:
         return cast(PairwiseVictim, self.victim).classify(flow)
+
+
+def _together(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one length in pieces of `size`; none of nothing."""
+    if len(tensors[0]):
+        yield from zip(*(tensor.split(size) for tensor in tensors), strict=True)

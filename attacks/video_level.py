@@ -1,6 +1,8 @@
 """The video level (paper, section 5.2): the mean of the stacks' predictions, attacked stack after stack.
 
-Pure functions of what the stack-level attacks gave for the S stacks of one video, in temporal order.
+Pure functions of what the stack-level attacks gave for the S stacks of one video, in temporal order. A sweep attacks
+all stacks, since the stack level needs them, and a stack's attack does not depend on its video: so the attack stack
+after stack that stops as soon as the video is lost follows exactly, without a further pass of any system.
 """
 
 from typing import NamedTuple

@@ -1,25 +1,59 @@
-"""A sweep in Weights & Biases: curves over ε, tables, figures, clips, summary, and the report as an artifact.
+"""A sweep in Weights & Biases: curves over ε with their intervals, charts of all attacks, tables, figures, a gallery of
+clips, summary, and the report as an artifact.
 
 All of it goes through the run itself, not through the logger's step, and works offline.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import wandb
+from scipy import stats
 
+from attacks.clip_export import LOOKING_CRF, LOOKING_RATE, amplified_difference
 from attacks.examples import Example
 from attacks.metrics import Tally
+from attacks.records import CLEAN
 from attacks.report import Report
 from attacks.report.results import Results
+from attacks.video_files import write_h264
 
 EPSILON = "attack/epsilon"
-FRAMES_PER_SECOND = 6
-"""half the speed of 12 fps video, so that single frames can be seen"""
+LEVELS = ("stack", "video")
+BOUNDS = ("lower", "upper")
+GALLERY = "attack_gallery/examples"
+REALISABILITY = "attack_tables/realisability"
+
+
+class Quantity(NamedTuple):
+    title: str
+    value: Callable[[Tally], float | None]
+    counts: Callable[[Tally], tuple[int, int]] | None
+    """successes and units, where it is a rate"""
+
+
+QUANTITIES = {
+    "accuracy": Quantity("accuracy", lambda t: t.accuracy, lambda t: (t.attacked - t.success, t.examples)),
+    "accuracy_8bit": Quantity(
+        "accuracy of 8-bit frames", lambda t: t.accuracy_8bit, lambda t: (t.standing_8bit, t.judged_8bit)
+    ),
+    "success_rate": Quantity("success rate", lambda t: t.success_rate, lambda t: (t.success, t.attacked)),
+    "frames_perturbed": Quantity("frames perturbed", lambda t: t.mean_frames, None),
+}
+
+
+def curve_name(quantity: str, level: str, attack: str, target: str, bound: str | None = None) -> str:
+    """attack/<level>_<quantity>/<attack>/<target>; with _lower or _upper after the quantity, an end of its interval."""
+    return f"attack/{level}_{quantity}{'' if bound is None else f'_{bound}'}/{attack}/{target}"
+
+
+def chart_name(quantity: str, level: str) -> str:
+    """One chart with a line for each attack and target."""
+    return f"attack_charts/{level}_{quantity}"
 
 
 def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
@@ -28,7 +62,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
     run.config.update({"attack_sweep": dict(settings)}, allow_val_change=True)
     run.define_metric(EPSILON)
     run.define_metric("attack/*", step_metric=EPSILON)
-    curves = dict(_curves(results))
+    curves = dict(curves_of(results))
     for name in curves:
         # By name too: the logger has declared every metric against the Trainer's step.
         run.define_metric(name, step_metric=EPSILON)
@@ -36,20 +70,18 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
         points = {name: curve[epsilon] for name, curve in curves.items() if curve.get(epsilon) is not None}
         run.log({EPSILON: epsilon} | points)
     # The summary keeps the last value of each curve, at the largest ε; beside it, what the attacks started from.
-    for system, level in product(results.systems, ("stack", "video")):
+    for system, level in product(results.systems, LEVELS):
         run.summary[f"clean/{level}_accuracy/{system}"] = results.clean(system, level).accuracy
 
-    media: dict[str, Any] = {}
+    media: dict[str, Any] = dict(_charts(results, curves))
     for table in report.tables:
-        rows = [["" if value is None else str(value) for value in row] for row in table.rows]
-        media[f"attack_tables/{table.name}"] = wandb.Table(columns=list(table.headings), data=rows)
+        media[f"attack_tables/{table.name}"] = _table(table.headings, table.rows)
+    rows = _realisability(report.folder)
+    if rows:
+        media[REALISABILITY] = _table(list(rows[0]), [list(row.values()) for row in rows])
     for name, path in report.figures.items():
         media[f"attack_figures/{name}"] = wandb.Image(str(path))
-    for example in results.examples:
-        path = write_clip(report.folder / "examples", example)
-        panels = ", ".join(["clean", *example.adversarial])
-        caption = f"{example.clip}, stack {example.stack + 1}, ε = {example.epsilon:g}: {panels}"
-        media[f"attack_clips/{path.stem}"] = wandb.Video(str(path), caption=caption, format="mp4")
+    media |= _gallery(report.folder / "examples", results)
     run.log(media)
 
     artifact = wandb.Artifact("attack-sweep", type="attack-sweep")
@@ -58,36 +90,104 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
     run.log_artifact(artifact)
 
 
+def clip_name(example: Example) -> str:
+    """Where the video of an example is logged."""
+    return f"attack_clips/{example.clip.replace('/', '--')}"
+
+
 def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
-    """The stack of an example as an H.264 video, the clean frames and each attack's side by side.
+    """The stack of an example as an H.264 video: the clean frames and each attack's side by side, under each attack's
+    its difference, amplified so that ±ε fills the range.
 
     For looking at only: the codec is lossy, the example's .npz holds the frames themselves.
     """
-    panels = np.concatenate([example.frames, *example.adversarial.values()], axis=2)
+    gain = 127 / (255 * example.epsilon)
+    adversarial = list(example.adversarial.values())
+    differences = [amplified_difference(example.frames, frames, gain) for frames in adversarial]
+    above = np.concatenate([example.frames, *adversarial], axis=2)
+    below = np.concatenate([np.full_like(example.frames, 128), *differences], axis=2)
+    panels = np.concatenate([above, below], axis=1)
     scale = max(1, size // example.frames.shape[1])
-    panels = panels.repeat(scale, 1).repeat(scale, 2)
-    height, width = (side - side % 2 for side in panels.shape[1:3])
     path = folder / f"{example.clip.replace('/', '--')}.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "12"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in panels[:, :height, :width]:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+    write_h264(path, panels.repeat(scale, 1).repeat(scale, 2), crf=LOOKING_CRF, frame_rate=LOOKING_RATE)
     return path
 
 
-def _curves(results: Results) -> Iterator[tuple[str, dict[float, float | None]]]:
-    """attack/<level>_<quantity>/<attack>/<target> -> ε -> value."""
-    quantities: dict[str, Callable[[Tally], float | None]] = {
-        "accuracy": lambda tally: tally.accuracy,
-        "accuracy_8bit": lambda tally: tally.accuracy_8bit,
-        "success_rate": lambda tally: tally.success_rate,
-        "frames_perturbed": lambda tally: tally.mean_frames,
-    }
-    for attack, target, level in product(results.attacks, results.systems, ("stack", "video")):
+def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]]]:
+    """Name -> ε -> value, of each quantity and of the ends of its interval."""
+    for attack, target, level in product(results.attacks, results.systems, LEVELS):
         points = results.curve(attack, target, level)
-        for quantity, value in quantities.items():
-            values = {epsilon: value(tally) for epsilon, tally in points.items()}
-            if any(v is not None for v in values.values()):
-                yield f"attack/{level}_{quantity}/{attack}/{target}", values
+        for quantity, about in QUANTITIES.items():
+            values = {epsilon: about.value(tally) for epsilon, tally in points.items()}
+            if all(value is None for value in values.values()):
+                continue
+            yield curve_name(quantity, level, attack, target), values
+            if about.counts is not None:
+                intervals = {epsilon: _wilson(*about.counts(tally)) for epsilon, tally in points.items()}
+                for end, bound in enumerate(BOUNDS):
+                    ends = {epsilon: interval and interval[end] for epsilon, interval in intervals.items()}
+                    yield curve_name(quantity, level, attack, target, bound), ends
+
+
+def _wilson(successes: int, total: int) -> tuple[float, float] | None:
+    """Wilson's 95 % interval of a rate; None without units."""
+    if not total:
+        return None
+    interval = stats.binomtest(successes, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _charts(
+    results: Results, curves: Mapping[str, Mapping[float, float | None]]
+) -> Iterator[tuple[str, wandb.plot.CustomChart]]:
+    """A chart for each level and quantity, one line per attack and target."""
+    for level, (quantity, about) in product(LEVELS, QUANTITIES.items()):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for attack, target in product(results.attacks, results.systems):
+            curve = curves.get(curve_name(quantity, level, attack, target), {})
+            points = [(epsilon, value) for epsilon, value in curve.items() if value is not None]
+            if points:
+                lines[f"{attack} on {target}"] = points
+        if lines:
+            yield (
+                chart_name(quantity, level),
+                wandb.plot.line_series(
+                    [[epsilon for epsilon, _ in points] for points in lines.values()],
+                    [[value for _, value in points] for points in lines.values()],
+                    keys=list(lines),
+                    title=f"{level} level: {about.title}",
+                    xname="epsilon",
+                ),
+            )
+
+
+def _gallery(folder: Path, results: Results) -> dict[str, Any]:
+    """A video for each example, and a table of what the white box says of each attack on it."""
+    media: dict[str, Any] = {}
+    rows = []
+    for example in results.examples:
+        path = write_clip(folder, example)
+        panels = ", ".join([CLEAN, *example.adversarial])
+        caption = f"{example.clip}, stack {example.stack + 1}, ε = {example.epsilon:g}: {panels}; differences below"
+        media[clip_name(example)] = wandb.Video(str(path), caption=caption, format="mp4")
+        for attack in (CLEAN, *example.adversarial):
+            epsilon = 0.0 if attack == CLEAN else example.epsilon
+            record = results.example_records[example.clip, attack, epsilon]
+            said = results.classes[record.prediction]
+            rows.append([example.clip, example.stack + 1, results.classes[record.label], attack, epsilon, said])
+            rows[-1] += [record.confidence, record.frames_perturbed, wandb.Video(str(path), format="mp4")]
+    if rows:
+        columns = ["clip", "stack", "class", "attack", "epsilon", "prediction", "confidence", "frames perturbed"]
+        media[GALLERY] = wandb.Table(columns=[*columns, "video"], data=rows)
+    return media
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> wandb.Table:
+    """As text: a W&B column has one type, and ours hold gaps and footnote marks."""
+    shown = [["" if value is None else str(value) for value in row] for row in rows]
+    return wandb.Table(columns=list(columns), data=shown)
+
+
+def _realisability(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "realisability.json"
+    return json.loads(path.read_text()) if path.exists() else []

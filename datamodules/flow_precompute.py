@@ -9,6 +9,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -192,10 +193,19 @@ def _start_worker(
     dataset: VideoDataset, estimator: nn.Module, store: FlowStore, numbers: "multiprocessing.Queue[int]", gpus: int
 ) -> None:
     global _job
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     device = f"cuda:{numbers.get() % gpus}" if gpus else "cpu"
     _job = dataset, estimator.to(device).eval(), store
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would finish its clip and then wait for the next one forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(clip: Clip) -> str | None:

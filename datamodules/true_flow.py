@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import FlowPairBatch
 from datamodules.flow_precompute import to_frames
+from datamodules.transforms import resize_flow
+from datamodules.video_decode import resize_frame
 
 UNKNOWN = 1e9  # the format's mark of a pixel without known flow
 
@@ -20,6 +22,8 @@ class TrueFlow(pl.LightningDataModule):
 
     Args:
         root: the folder.
+        frame_size: (H, W) to resize frames to (area interpolation), and the flow with its vectors: the size that a
+            network was trained at, and with it the range of motion; None keeps the pairs' own.
         num_workers: processes that load pairs.
 
     Raises:
@@ -27,9 +31,10 @@ class TrueFlow(pl.LightningDataModule):
         ValueError: a flow file cannot be read, has pixels of unknown flow, or has not two images of its size; names it.
     """
 
-    def __init__(self, root: Path, *, num_workers: int = 0) -> None:
+    def __init__(self, root: Path, *, frame_size: tuple[int, int] | None = None, num_workers: int = 0) -> None:
         super().__init__()
         self.root, self.num_workers = Path(root), num_workers
+        self.frame_size = None if frame_size is None else (frame_size[0], frame_size[1])
         if not self.root.is_dir():
             raise FileNotFoundError(
                 f"no folder {self.root}: it should hold NAMEflow.flo files, each beside two NAMEimg*"
@@ -39,8 +44,8 @@ class TrueFlow(pl.LightningDataModule):
             raise FileNotFoundError(f"{self.root} holds no *flow.flo file; each lies beside its two images NAMEimg*")
 
     def test_dataloader(self) -> DataLoader:
-        """FlowPairBatch of one pair, frames at their own size."""
-        return DataLoader(TruePairs(self.flows), batch_size=None, num_workers=self.num_workers)
+        """FlowPairBatch of one pair."""
+        return DataLoader(TruePairs(self.flows, self.frame_size), batch_size=None, num_workers=self.num_workers)
 
     val_dataloader = test_dataloader
 
@@ -48,8 +53,8 @@ class TrueFlow(pl.LightningDataModule):
 class TruePairs(Dataset[FlowPairBatch]):
     """Item i: the pair of the i-th .flo file, as a FlowPairBatch of one."""
 
-    def __init__(self, flows: list[Path]) -> None:
-        self.flows = flows
+    def __init__(self, flows: list[Path], frame_size: tuple[int, int] | None = None) -> None:
+        self.flows, self.frame_size = flows, frame_size
 
     def __len__(self) -> int:
         return len(self.flows)
@@ -63,8 +68,11 @@ class TruePairs(Dataset[FlowPairBatch]):
             raise ValueError(f"{path} and its two images differ in size (height×width): {sizes}")
         if (unknown := int((~(np.abs(flow) < UNKNOWN)).any(-1).sum())) > 0:
             raise ValueError(f"{path}: the flow of {unknown} pixels is unknown; only dense flow can be judged by")
-        frames = to_frames(np.stack(images))
-        return FlowPairBatch(frames[None], torch.from_numpy(flow).permute(2, 0, 1)[None, None])
+        target = torch.from_numpy(flow).permute(2, 0, 1)[None]
+        if self.frame_size is not None:
+            images = [resize_frame(image, self.frame_size) for image in images]
+            target = resize_flow(target, *self.frame_size)
+        return FlowPairBatch(to_frames(np.stack(images))[None], target[None])
 
 
 def _flow(path: Path) -> np.ndarray:

@@ -66,7 +66,7 @@ def decode_video(
             f"`frame_rate`"
         )
     chosen = nearest_in_time(seconds, frame_rate)[:max_frames]
-    return np.stack([_resize(frames[i].to_ndarray(format="rgb24"), frame_size) for i in chosen])
+    return np.stack([resize_frame(frames[i].to_ndarray(format="rgb24"), frame_size) for i in chosen])
 
 
 def _refuse_cut_off(path: Path) -> None:
@@ -116,7 +116,8 @@ def nearest_in_time(seconds: list[float], frame_rate: float) -> list[int]:
     return chosen
 
 
-def _resize(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+def resize_frame(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """A frame (H, W, 3) at `size`, (height, width), by area interpolation; None keeps its own."""
     if size is None or image.shape[:2] == tuple(size):
         return image
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)

@@ -8,7 +8,7 @@ import netrc
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,9 +33,13 @@ class FlowFoolCLI(LightningCLI):
 
     `fit` works in the run folder `trainer.default_root_dir`: it goes on from checkpoints/last.ckpt where there is one,
     does nothing when the training is finished, and refuses a folder that was started with another config.
+
+    Args:
+        args: the command line.
+        run: False for no subcommand: what the config names is made, and waits (`AttackedSystems`).
     """
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
+    def __init__(self, args: Sequence[str] | None = None, *, run: bool = True) -> None:
         yaml_environment.install()
         super().__init__(
             LightningModule,
@@ -49,6 +53,7 @@ class FlowFoolCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_kwargs={"parser_mode": yaml_environment.MODE},
             args=None if args is None else list(args),
+            run=run,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -142,10 +147,10 @@ def set_wandb_mode() -> None:
         os.environ["WANDB_MODE"] = "offline"
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; what a user can mend ends as one message, unless FLOWFOOL_TRACEBACK=1."""
+def main(args: Sequence[str] | None = None, command: Callable[[Sequence[str] | None], object] = FlowFoolCLI) -> None:
+    """Run a command line; what a user can mend ends as one message, unless FLOWFOOL_TRACEBACK=1."""
     try:
-        FlowFoolCLI(args)
+        command(args)
     except Exception as error:
         told = next(filter(_says_what_to_do, _with_causes(error)), None)
         if told is None or os.environ.get("FLOWFOOL_TRACEBACK") == "1":

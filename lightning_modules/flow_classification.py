@@ -7,7 +7,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from datamodules.batches import FlowStackBatch
 from lightning_modules.classifiers.factory import ClassifierFactory
@@ -44,6 +44,8 @@ class FlowClassification(LightningModule):
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.stack_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.video_accuracy = VideoAccuracy()
+        self.confusion = MulticlassConfusionMatrix(num_classes)
+        """of the last validation or test, stack level, row = class (`ConfusionMatrix` draws it)"""
         self.loss = MeanMetric()
 
     @property
@@ -66,6 +68,12 @@ class FlowClassification(LightningModule):
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        self.confusion.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.confusion.reset()
+
     def validation_step(self, batch: FlowStackBatch, batch_idx: int) -> None:
         self._evaluate(batch, counted_once(self.trainer.val_dataloaders, batch_idx, len(batch.label)), "val")
 
@@ -78,6 +86,7 @@ class FlowClassification(LightningModule):
         if len(labels):
             self.loss.update(F.cross_entropy(logits, labels, reduction="none"))
             self.stack_accuracy.update(logits, labels)
+            self.confusion.update(logits, labels)
             self.video_accuracy.update(logits.softmax(1), labels, clips)
         self.log_dict(
             {

@@ -23,7 +23,9 @@ NEUTRAL_KEYS = {
 }  # fmt: skip
 """Keys of a config, by the section that they stand in, that do not decide the weights a training ends with."""
 
-NEUTRAL_CALLBACKS = ("FlowPictures", "ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary")
+NEUTRAL_CALLBACKS = (
+    "FlowPictures", "ConfusionMatrix", "ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary",
+)  # fmt: skip
 
 
 class RunFolder:

@@ -49,3 +49,24 @@ def test_extraction(ucf101_root, algorithm):
         "extraction.py", str(ucf101_root), f"--algorithm={algorithm}", "--clips=1", "--max-frames=3", "--workers", "1"
     )
     assert re.search(r"1 clips, \d+ pairs", printed) and "UCF-101 at this rate" in printed, printed
+
+
+def test_sweep_engine():
+    """One stack of the smallest frames: the three agree, and the engine sees the fewest pairs."""
+    printed = run(
+        *("sweep_engine.py", "--device=cpu", "--stacks=1", "--size", "64", "64", "--crop=56"),
+        *("--epsilons", "0.01", "0.03", "--rounds=1", "--width=0.125"),
+    )
+    shares = [float(s) for s in re.findall(r"^(?:toolbox|plain) .* ([\d.]+)$", printed, re.M)]
+    assert len(shares) == 2 and shares[0] > shares[1] > 1.5, printed
+    assert float(re.search(r"backwards alone ([\d.]+)", printed)[1]) == 1, printed
+    assert len(re.findall(r"differ from \w+'s: 0 of 6", printed)) == 2, printed
+
+
+def test_sweep_engine_limit():
+    printed = run(
+        "sweep_engine.py", "--limit", "--device=cpu", "--stacks=1", "--size", "64", "64", "--crop=56", "--width=0.125"
+    )
+    assert re.search(r"bare networks [\d.]+ s, clean pass [\d.]+ s - clean pass at [\d.]+% of the speed", printed), (
+        printed
+    )

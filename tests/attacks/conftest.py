@@ -44,13 +44,22 @@ class ToySystem(nn.Module):
                 nn.init.uniform_(module.running_mean, -0.2, 0.2)
                 nn.init.uniform_(module.running_var, 0.02, 0.1)
         self.pairs = 0
+        self.pairs_differentiated = 0
         self.calls: list[int] = []
+        self.graph_calls: list[int] = []
         self.stacks: list[int] = []
 
     def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
         self.pairs += len(first)
         self.calls.append(len(first))
-        return 3 * self.flow(torch.cat([first, second], 1))
+        flow = 3 * self.flow(torch.cat([first, second], 1))
+        if flow.requires_grad:
+            self.graph_calls.append(len(first))
+            flow.register_hook(self._count_backward)
+        return flow
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.pairs_differentiated += len(gradient)
 
     def classify(self, flow: Tensor) -> Tensor:
         self.stacks.append(len(flow))
@@ -106,9 +115,19 @@ def _step(frame: Tensor, gradient: Tensor, epsilon: float) -> Tensor:
 
 
 def reference_attack(
-    mode: str, system: nn.Module, stack: Tensor, label: int, epsilon: float, judge: nn.Module | None = None
+    mode: str,
+    system: nn.Module,
+    stack: Tensor,
+    label: int,
+    epsilon: float,
+    judge: nn.Module | None = None,
+    random_order: Sequence[int] | None = None,
 ) -> ReferenceResult:
-    """Sections 3.3, 3.4 and 5.3 word by word, on one stack (T, 3, H, W) and systems in eval mode."""
+    """Sections 3.3, 3.4 and 5.3 word by word, on one stack (T, 3, H, W) and systems in eval mode.
+
+    Another order than the paper's stands in brackets behind the mode; a random one is given.
+    """
+    mode, _, order_name = mode.removesuffix(")").partition(" (")
 
     def judged(frames: Tensor) -> Tensor:
         with torch.no_grad():
@@ -126,7 +145,15 @@ def reference_attack(
     elif attacked:
         while len(order) < len(stack):
             saliency = [float(frame.abs().mean()) for frame in gradient]
-            n = max((n for n in range(len(stack)) if n not in order), key=lambda n: saliency[n])
+            left = [n for n in range(len(stack)) if n not in order]
+            if order_name == "first-to-last":
+                n = left[0]
+            elif order_name == "random":
+                n = random_order[len(order)]
+            elif order_name == "least-salient":
+                n = min(left, key=lambda n: saliency[n])
+            else:
+                n = max(left, key=lambda n: saliency[n])
             adversarial[n] = _step(stack[n], gradient[n], epsilon)
             order.append(n)
             logits = judged(adversarial)
@@ -152,6 +179,7 @@ def system() -> Callable[..., ToySystem]:
             made.classifier[-1].bias -= made(_random_frames(seed, 16)).mean(0) / 30
         made.pairs = 0
         made.calls.clear()
+        made.graph_calls.clear()
         made.stacks.clear()
         return made.to(dtype)
 
@@ -195,10 +223,12 @@ def assert_equals_reference() -> Callable[..., None]:
         labels: Tensor,
         epsilons: Sequence[float],
         judge: nn.Module | None = None,
+        random_orders: Sequence[Sequence[int]] | None = None,
     ) -> None:
         for e, epsilon in enumerate(epsilons):
             for b, (stack, label) in enumerate(zip(frames, labels.tolist(), strict=True)):
-                expected = reference_attack(mode, system, stack, label, epsilon, judge)
+                random_order = random_orders[b] if random_orders else None
+                expected = reference_attack(mode, system, stack, label, epsilon, judge, random_order)
                 order = result.frame_order[e, b].tolist()
                 assert order == expected.frame_order + [-1] * (len(stack) - len(expected.frame_order))
                 assert int(result.frames_perturbed[e, b]) == len(expected.frame_order)

@@ -1,11 +1,13 @@
 """What holds for every attack."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from attacks.attack import perturb
 from attacks.clean_pass import clean_pass
-from attacks.iterative_saliency import IterativeSaliency
+from attacks.iterative_saliency import IterativeSaliency, Order
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
 
@@ -15,12 +17,26 @@ ATTACKS = [OneShot(), IterativeSaliency(), IterativeSaliency(refresh=True), Nois
 every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 
 
-def _assert_same(result, expected, rtol=1e-9):
+def _assert_same(result, expected, rtol=1e-9, costs=True):
+    """Without `costs` for calls with other ε, which share other estimates."""
     for field, value in result._asdict().items():
-        if field == "logits":
-            torch.testing.assert_close(value, expected.logits, rtol=rtol, atol=rtol)
+        other = getattr(expected, field)
+        if field == "first_step" or (field == "pair_forwards" and not costs):
+            continue
+        if value is None:
+            assert other is None, field
+        elif field in ("logits", "step_logits", "flow"):
+            torch.testing.assert_close(value, other, rtol=rtol, atol=rtol, equal_nan=True)
         else:
-            assert torch.equal(value, getattr(expected, field)), field
+            assert torch.equal(value, other), field
+
+
+def _part(result, e, b):
+    """Of the ε in the slice e and the stacks in the slice b."""
+    fields = result._asdict()
+    first_step = fields.pop("first_step")
+    parts = {f: v if v is None else v[b] if f in ("attacked", "labels") else v[e, b] for f, v in fields.items()}
+    return type(result)(**parts, first_step=first_step)
 
 
 @every_attack
@@ -62,11 +78,9 @@ def test_at_epsilon_zero_the_input_comes_back(attack, transfer, system, stacks):
     judged = clean_pass(judge or victim, frames, labels, gradient=False)
     torch.testing.assert_close(result.logits[1], judged.logits, rtol=1e-12, atol=1e-12)
     assert torch.equal(result.attacked, judged.logits.argmax(1) == labels)
-    _assert_same(attack(victim, frames, labels, (0.012,), stop_on=judge), type(result)(*_only(result, 0)))
-
-
-def _only(result, e):
-    return (v if field == "attacked" else v[e : e + 1] for field, v in result._asdict().items())
+    one = attack(victim, frames, labels, (0.012,), stop_on=judge)
+    _assert_same(one, _part(result, slice(0, 1), slice(None)))
+    assert not result.pair_forwards[1].any() and not result.pair_backwards[1].any()
 
 
 @every_attack
@@ -79,10 +93,40 @@ def test_a_batch_gives_what_its_stacks_give_one_by_one(attack, transfer, system,
     for e, epsilon in enumerate(EPSILONS):
         for b in range(len(frames)):
             one = attack(victim, frames[b : b + 1], labels[b : b + 1], (epsilon,), stop_on=judge)
-            expected = (
-                v[b : b + 1] if f == "attacked" else v[e : e + 1, b : b + 1] for f, v in whole._asdict().items()
-            )
-            _assert_same(one, type(whole)(*expected))
+            _assert_same(one, _part(whole, slice(e, e + 1), slice(b, b + 1)), costs=False)
+    for b in range(len(frames)):
+        one = attack(victim, frames[b : b + 1], labels[b : b + 1], EPSILONS, stop_on=judge)
+        _assert_same(one, _part(whole, slice(None), slice(b, b + 1)))
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "plain", "transfer", "transfer from plain"])
+@every_attack
+def test_costs_are_the_pairs_that_the_systems_saw(attack, kind, system, plain, stacks):
+    """Counted by the systems themselves; a shared pair counts once, a whole pass as all of its pairs."""
+    toy = system(4)
+    victim = plain(toy) if "plain" in kind else toy
+    judge = system(4, "black box") if "transfer" in kind else None
+    frames, labels = stacks(judge or toy, 4)
+    clean = clean_pass(victim, frames, labels)
+    judged = clean_pass(judge, frames, labels, gradient=False) if judge else None
+    toy.pairs = (judge or toy).pairs = toy.pairs_differentiated = 0
+    result = attack(victim, frames, labels, EPSILONS, stop_on=judge, clean=clean, stop_on_clean=judged)
+    assert int(result.pair_forwards.sum()) == toy.pairs + (judge.pairs if judge else 0) > 0
+    assert int(result.pair_backwards.sum()) == toy.pairs_differentiated
+    assert bool(result.pair_backwards.any()) == (attack.name == "iterative-saliency-RG")
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 3, 7, 1000])
+@pytest.mark.parametrize("kind", ["pairwise", "transfer"])
+@pytest.mark.parametrize("make", [OneShot, IterativeSaliency, lambda **o: IterativeSaliency(True, **o)])
+def test_recomputed_graphs_change_nothing(make, kind, pairs_at_once, system, stacks):
+    victim = system(3)
+    judge = system(3, "black box") if kind == "transfer" else None
+    frames, labels = stacks(judge or victim, 3)
+    whole = make()(victim, frames, labels, EPSILONS, stop_on=judge)
+    victim.graph_calls.clear()
+    _assert_same(make(pairs_at_once=pairs_at_once)(victim, frames, labels, EPSILONS, stop_on=judge), whole)
+    assert 0 < max(victim.graph_calls) <= pairs_at_once
 
 
 @pytest.mark.parametrize("make", [OneShot, IterativeSaliency, lambda **o: IterativeSaliency(True, **o), Noise])
@@ -143,7 +187,8 @@ def test_works_in_every_autograd_mode(attack, context, system, stacks):
         clean = clean_pass(victim, *copies)
         _assert_same(attack(victim, *copies, EPSILONS, clean=clean), expected)
     _assert_same(result, expected)
-    assert not any(tensor.requires_grad for tensor in (*result, *clean))
+    tensors = [value for value in (*result, *clean) if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 12 and not any(tensor.requires_grad for tensor in tensors)
 
 
 @every_attack
@@ -174,13 +219,20 @@ def test_a_given_clean_pass_is_used(attack, system, stacks):
 
 
 def _at_zero(result, judged, frames):
+    none = torch.zeros_like(result.frames_perturbed[:1])
     return type(result)(
         adversarial=frames[None],
+        flow=judged.flow[None],
         logits=judged.logits[None],
+        labels=result.labels,
         attacked=result.attacked,
         success=torch.zeros_like(result.success[:1]),
-        frames_perturbed=torch.zeros_like(result.frames_perturbed[:1]),
+        frames_perturbed=none,
         frame_order=torch.full_like(result.frame_order[:1], -1),
+        step_logits=None if result.step_logits is None else torch.full_like(result.step_logits[:1], torch.nan),
+        pair_forwards=none,
+        pair_backwards=none,
+        first_step=None,
     )
 
 
@@ -238,7 +290,42 @@ def test_batch_size_is_positive(make):
         make(batch_size=0)
 
 
+@pytest.mark.parametrize("make", [OneShot, IterativeSaliency])
+def test_pairs_at_once_is_positive(make):
+    with pytest.raises(ValueError, match="pairs_at_once is 0"):
+        make(pairs_at_once=0)
+
+
 def test_settings_tell_the_attacks_apart():
-    settings = [attack.settings for attack in (*ATTACKS, Noise(seed=1))]
+    others = [IterativeSaliency(refresh, order) for refresh in (False, True) for order in get_args(Order)[1:]]
+    settings = [a.settings for a in (*ATTACKS, Noise(seed=1), *others, IterativeSaliency(order="random", seed=1))]
     assert all(settings.count(one) == 1 for one in settings)
-    assert OneShot(batch_size=1).settings == OneShot(batch_size=2).settings
+    assert OneShot(batch_size=1).settings == OneShot(batch_size=2, pairs_at_once=3).settings
+    assert IterativeSaliency(seed=1).settings == IterativeSaliency().settings
+
+
+@pytest.mark.parametrize("attack", [OneShot(), Noise()], ids=lambda attack: attack.name)
+def test_attacks_on_all_frames_have_no_steps(attack, system, stacks):
+    victim = system(0)
+    frames, labels = stacks(victim, 0)
+    result = attack(victim, frames, labels, EPSILONS)
+    assert result.step_logits is result.first_step is None
+    first_step = IterativeSaliency()(victim, frames, labels, EPSILONS).first_step
+    with pytest.raises(ValueError, match="all frames at once: it has no first step"):
+        attack(victim, frames, labels, EPSILONS, first_step=first_step)
+
+
+@every_attack
+@pytest.mark.parametrize("transfer", [False, True])
+def test_flow_and_margin_are_the_judges(attack, transfer, system, stacks):
+    victim = system(2)
+    judge = system(2, "black box") if transfer else victim
+    frames, labels = stacks(judge, 2)
+    result = attack(victim, frames, labels, EPSILONS, stop_on=judge if transfer else None)
+    for e in range(len(EPSILONS)):
+        expected = clean_pass(judge, result.adversarial[e], labels, gradient=False)
+        torch.testing.assert_close(result.flow[e], expected.flow, rtol=1e-9, atol=1e-9)
+        for margin, logits, label in zip(result.margin[e], expected.logits.tolist(), labels.tolist(), strict=True):
+            others = [value for c, value in enumerate(logits) if c != label]
+            assert float(margin) == pytest.approx(logits[label] - max(others), abs=1e-8)
+    assert torch.equal(result.success, result.attacked & (result.margin < 0))

@@ -31,6 +31,10 @@ def row(attack: str, epsilon: float, attacked: bool, correct: bool, frames: int 
         "frames_perturbed": frames,
         "frame_order": list(range(frames)),
         "stacks_perturbed": None,
+        "margin": None if level == "video" else 1.0 if correct else -1.0,
+        "steps": None,
+        "pair_forwards": 0,
+        "pair_backwards": 0,
     }
     return Record(**{**values, **fields})
 

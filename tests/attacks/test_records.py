@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attacks.records import Record, RecordStore, read_records
+from attacks.records import Cost, Record, RecordStore, read_records
 from attacks.settings import check_settings, write_settings
 
 
@@ -34,6 +34,10 @@ def rows(clip: str, count: int = 3) -> list[Record]:
             frames_perturbed=2,
             frame_order=[4, 1],
             stacks_perturbed=None,
+            margin=draw.gauss(0, 1),
+            steps=[[4, 1, draw.random(), 2.5], [1, 0, draw.random(), -0.5]],
+            pair_forwards=4,
+            pair_backwards=0,
         )
         for stack in range(count)
     ]
@@ -93,12 +97,12 @@ def test_merged_bytes_do_not_depend_on_who_wrote(tmp_path: Path) -> None:
     assert three[0].merge().read_bytes() == one.merge().read_bytes()
 
 
-def test_seconds_count_each_clip_once(tmp_path: Path) -> None:
+def test_costs_count_each_clip_once(tmp_path: Path) -> None:
     first, second = RecordStore(tmp_path, rank=0), RecordStore(tmp_path, rank=1)
-    first.append(CLIPS[0], rows(CLIPS[0]), {"one_shot/tvl1": 1.5, "clean/tvl1": 1})
-    second.append(CLIPS[1], rows(CLIPS[1]), {"one_shot/tvl1": 2})
-    second.append(CLIPS[0], rows(CLIPS[0]), {"one_shot/tvl1": 50})
-    assert first.seconds() == {"clean/tvl1": 1, "one_shot/tvl1": 3.5}
+    first.append(CLIPS[0], rows(CLIPS[0]), {"one_shot/tvl1": Cost(1.5, 20, 3), "clean/tvl1": Cost(1, 10, 10)})
+    second.append(CLIPS[1], rows(CLIPS[1]), {"one_shot/tvl1": Cost(2, 7, 1)})
+    second.append(CLIPS[0], rows(CLIPS[0]), {"one_shot/tvl1": Cost(50, 20, 3)})
+    assert first.costs() == {"clean/tvl1": Cost(1, 10, 10), "one_shot/tvl1": Cost(3.5, 27, 4)}
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:

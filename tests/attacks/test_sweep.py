@@ -91,6 +91,65 @@ def test_rows_are_what_the_attack_alone_gives(
             assert row.correct_8bit == (int(rounded) == 0)
             assert row.frame_order == [n for n in result.frame_order[0, 0].tolist() if n >= 0]
             assert row.frames_perturbed == len(row.frame_order)
+            with torch.no_grad():
+                logits = judge(result.adversarial[0])[0].tolist()
+            assert row.margin == pytest.approx(logits[0] - max(logits[1:]), abs=2e-4)
+            if attack.dense:
+                assert row.steps is None
+                continue
+            current = frames.clone()
+            assert [step[0] for step in row.steps] == row.frame_order
+            for frame, prediction, confidence, margin in row.steps:
+                current[0, frame] = result.adversarial[0, 0, frame]
+                with torch.no_grad():
+                    logits = judge(current)[0]
+                assert prediction == int(logits.argmax())
+                assert confidence == pytest.approx(float(logits.softmax(0).max()), abs=2e-5)
+                assert margin == pytest.approx(float(logits[0] - logits[1:].max()), abs=2e-4)
+
+
+def test_costs_are_the_pairs_that_the_systems_saw(video: Tensor) -> None:
+    white_box, black_box = Counting(), Counting(window=3, differentiable=False)
+    sweep = make_sweep(targets={"tvl1": black_box})
+    swept = sweep.video(white_box.eval(), video, 0, clip="c", group="g")
+    assert white_box.pairs + black_box.pairs == sum(cost.pair_forwards for cost in swept.costs.values())
+    assert white_box.differentiated == sum(cost.pair_backwards for cost in swept.costs.values())
+    assert swept.costs.keys() == {
+        *(f"{what}/{target}" for what in (CLEAN, *TRANSFER, "8-bit", "quality") for target in ("flownet2", "tvl1")),
+        "iterative_saliency/flownet2",
+    }
+    for name, target in {(r.attack, r.target) for r in swept.records}:
+        rows, cost = of(swept.records, attack=name, target=target), swept.costs[f"{name}/{target}"]
+        assert sum(r.pair_forwards for r in rows) == cost.pair_forwards
+        assert sum(r.pair_backwards for r in rows) == cost.pair_backwards
+    pairs = toy.FRAMES - 1
+    for r in of(swept.records, level="stack", attack=CLEAN):
+        assert (r.pair_forwards, r.pair_backwards) == (pairs, pairs if r.target == "flownet2" else 0)
+    for r in of(swept.records, level="stack", attack="one_shot"):
+        assert (r.pair_forwards, r.pair_backwards) == (pairs, 0)
+    # The first step is made by the attack without refresh: one that was lost at once then costs the other nothing.
+    rows = of(swept.records, level="stack", attack="iterative_saliency_rg", target="flownet2")
+    at_once = [r for r in rows if r.frames_perturbed == 1]
+    assert at_once and not any(r.pair_forwards or r.pair_backwards for r in at_once)
+
+
+class Counting(toy.ToySystem):
+    """Counts the pairs that it estimates, and those that a gradient goes through."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.requires_grad_(False)
+        self.pairs = self.differentiated = 0
+
+    def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
+        flow = super().estimate_flow(first, second)
+        self.pairs += len(flow)
+        if flow.requires_grad:
+            flow.register_hook(self.count)
+        return flow
+
+    def count(self, gradient: Tensor) -> None:
+        self.differentiated += len(gradient)
 
 
 def test_the_cases_that_matter_occur(swept: VideoSweep) -> None:
@@ -123,15 +182,20 @@ def test_video_rows_follow_section_5_2(
     assert (row.prediction, row.stacks_perturbed, row.frames_perturbed) == (int(mean.argmax()), stacks, frames)
     assert row.confidence == pytest.approx(float(mean.max()), abs=2e-5)
     assert row.attacked and row.success == (row.prediction != 0)
-    assert row.stack is row.frame_order is row.correct_8bit is None
+    assert row.stack is row.frame_order is row.correct_8bit is row.margin is row.steps is None
+    assert row.pair_forwards == row.pair_backwards == 0
 
 
 def test_chunks_do_not_change_the_rows(swept: VideoSweep, video: Tensor, white_box: torch.nn.Module) -> None:
     whole = make_sweep(batch_size=100).video(white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00")
     for one, other in zip(swept.records, whole.records, strict=True):
-        blank = {"confidence": 0.0, "clean_confidence": 0.0}
+        blank = {"confidence": 0.0, "clean_confidence": 0.0, "margin": 0.0, "steps": None}
         assert one._replace(**blank) == other._replace(**blank)
         assert one.confidence == pytest.approx(other.confidence, abs=2e-5)
+        assert one.margin == pytest.approx(other.margin, abs=2e-4)
+        assert (one.steps is None) == (other.steps is None)
+        for step, expected in zip(one.steps or (), other.steps or (), strict=True):
+            assert step == pytest.approx(expected, abs=2e-4)
     assert whole.example is None
 
 

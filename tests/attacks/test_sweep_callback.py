@@ -1,32 +1,38 @@
 """Whole sweeps of a toy system by a Trainer: killed, resumed, in two processes, repeated, refused, and in W&B."""
 
+import gc
 import json
 import os
 import random
 import runpy
 import signal
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-import wandb
-from pytorch_lightning.loggers import WandbLogger
-from wandb.proto import wandb_internal_pb2
+from pytorch_lightning.callbacks import TQDMProgressBar
 
-from attacks.records import CLEAN, read_records
+from attacks.one_shot import OneShot
+from attacks.records import RecordStore, read_records
 from attacks.sweep import Sweep
 from attacks.sweep_callback import EPSILONS, SweepCallback
 
 SCRIPT = Path(__file__).with_name("toy_sweep.py")
 toy = SimpleNamespace(**runpy.run_path(str(SCRIPT), run_name="toy_sweep"))
-DERIVED = ["records.jsonl", "results.json", "tables.txt", "tables/table1.csv", "tables/table2.csv", "settings.json"]
+DERIVED = [
+    "records.jsonl",
+    "realisability.json",
+    "results.json",
+    "tables.txt",
+    "tables/table1.csv",
+    "tables/table2.csv",
+    "settings.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +81,14 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert examples[0] == examples[1]
 
 
-def test_two_processes_equal_one(whole: Path, tmp_path: Path) -> None:
-    """11 videos on two processes: the sampler gives one of them twice."""
-    folder = tmp_path / "two"
-    finish(start(folder, "--devices", "2"), folder)
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_equal_one(processes: int, whole: Path, tmp_path: Path) -> None:
+    """11 videos on two or three processes: the sampler gives one of them twice."""
+    folder = tmp_path / "several"
+    finish(start(folder, "--devices", str(processes)), folder)
     assert_same(folder, whole)
     counts = [path.read_bytes().count(b"clip_complete") for path in folder.glob("records-rank*.jsonl")]
-    assert counts == [6, 6]
+    assert counts == [12 // processes] * processes
 
 
 def test_a_killed_sweep_resumes_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
@@ -102,6 +109,64 @@ def test_two_processes_killed_one_goes_on(whole: Path, tmp_path: Path) -> None:
     assert_same(folder, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_twenty_random_moments(whole: Path, tmp_path: Path) -> None:
+    """While it starts, attacks or reports; a sweep that gets through is compared, and the next kills hit a new one."""
+    draw = random.SystemRandom()
+    kills, folder, killed_at = 0, tmp_path / "0", []
+    while kills < 20:
+        before = written(folder)
+        process = start(folder, "--seconds", "0.2")
+        if draw.random() < 0.75:
+            while process.poll() is None and written(folder) == before:
+                time.sleep(0.02)
+        time.sleep(draw.uniform(0, 2.5))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            killed_at.append(written(folder))
+        else:
+            finish(process, folder)
+            assert_same(folder, whole)
+            folder = tmp_path / str(kills)
+    assert len(set(killed_at)) > 5, killed_at
+    toy.run(folder)
+    assert_same(folder, whole)
+
+
+def written(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("records-rank*.jsonl"))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_300_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept results would be a third of a MB a stack."""
+    stacks, after = 0, {}
+    append = RecordStore.append
+
+    def measured(self: RecordStore, clip: str, records: Any, costs: Any) -> None:
+        nonlocal stacks
+        append(self, clip, records, costs)
+        stacks += len({record.stack for record in records if record.stack is not None})
+        after[stacks] = resident_megabytes()
+
+    monkeypatch.setattr(RecordStore, "append", measured)
+    toy.run(tmp_path, videos=100)
+    assert max(after) >= 299
+    at_100, at_300 = (after[min(after, key=lambda s: abs(s - wanted))] for wanted in (100, 300))
+    assert at_300 - at_100 < 15, after
+
+
+def resident_megabytes() -> float:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("the resident memory is read from /proc")
+    gc.collect()
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 def test_a_finished_sweep_attacks_nothing_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (whole / name).read_bytes() for name in DERIVED}
 
@@ -113,6 +178,31 @@ def test_a_finished_sweep_attacks_nothing_again(whole: Path, monkeypatch: pytest
     assert before == {name: (whole / name).read_bytes() for name in DERIVED}
 
 
+class Bar(TQDMProgressBar):
+    """Remembers what the Trainer's bar said last."""
+
+    said = ""
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.said = self.test_progress_bar.desc
+        super().on_test_end(trainer, pl_module)
+
+
+def test_the_bar_counts_stacks(tmp_path: Path) -> None:
+    for limit, said in ((2, "5 of 5"), (5, "14 of 14")):  # the second run finds two of its videos done
+        bar = Bar()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            inference_mode=False,
+            logger=False,
+            enable_model_summary=False,
+            callbacks=[SweepCallback(epsilons=[0.01], attacks={"one_shot": OneShot()}, output=tmp_path), bar],
+            limit_test_batches=limit,
+        )
+        trainer.test(toy.ToySystem(), datamodule=toy.ToyData(), verbose=False)
+        assert bar.said.startswith(f"Attacking stacks: {said}")
+
+
 def test_clips_and_groups_are_the_datamodules(whole: Path) -> None:
     clips = {clip.name: clip for clip in toy.ToyData().clips("test")}
     records = list(read_records(whole / "records.jsonl"))
@@ -121,7 +211,15 @@ def test_clips_and_groups_are_the_datamodules(whole: Path) -> None:
         assert (record.label, record.group) == (clips[record.clip].label, clips[record.clip].group)
     stacks = {(record.clip, record.stack) for record in records if record.stack is not None}
     assert len(stacks) == sum(2 + index % 3 for index in range(11))
-    assert json.loads((whole / "costs.json").read_text())["seconds"].keys() >= {"one_shot/tvl1", "clean/flownet2"}
+    costs = json.loads((whole / "costs.json").read_text())
+    assert costs["seconds"].keys() >= {"one_shot/tvl1", "clean/flownet2"}
+    for what in ("one_shot/tvl1", "iterative_saliency_rg/flownet2", "clean/flownet2"):
+        attack, target = what.split("/")
+        rows = [r for r in records if (r.attack, r.target) == (attack, target)]
+        assert costs["pair_forwards"][what] == sum(r.pair_forwards for r in rows) > 0
+        assert costs["pair_backwards"][what] == sum(r.pair_backwards for r in rows)
+        pairs = costs["pair_forwards"][what] + costs["pair_backwards"][what]
+        assert costs["pairs_per_second"][what] == pytest.approx(pairs / costs["seconds"][what], rel=0.2)
 
 
 def test_other_settings_are_refused(whole: Path) -> None:
@@ -181,69 +279,3 @@ def test_targets_are_asked_about_the_classes(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"not trained on \['Right', 'Down', 'Left', 'Up'\]"):
         toy.run(tmp_path, targets={"tvl1": Picky()})
-
-
-def test_wandb_holds_curves_tables_pictures_and_clips(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for folder in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{folder}_DIR", str(tmp_path))
-    toy.run(whole, logger=WandbLogger(project="toy", save_dir=tmp_path))
-    wandb.finish()
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    run = list(wandb_records(path))
-
-    steps = {r.metric.name: r.metric.step_metric for r in run if r.HasField("metric") and r.metric.name}
-    history = [
-        {tuple(item.nested_key): json.loads(item.value_json) for item in r.history.item}
-        for r in run
-        if r.HasField("history")
-    ]
-    results = json.loads((whole / "results.json").read_text())["results"]
-    assert {r["attack"] for r in results} == {CLEAN, "one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"}
-    for cell in results:
-        if cell["attack"] == CLEAN:
-            continue
-        name = f"attack/{cell['level']}_accuracy/{cell['attack']}/{cell['target']}"
-        assert steps[name] == "attack/epsilon"
-        points = {row[("attack/epsilon",)]: row[(name,)] for row in history if (name,) in row}
-        assert list(points) == [0, *toy.EPSILONS]
-        assert points[cell["epsilon"]] == pytest.approx(cell["accuracy"])
-
-    logged: dict[str, dict[str, Any]] = {}
-    for row in history:
-        for (name, *field), value in row.items():
-            if field:
-                logged.setdefault(name, {})[field[0]] = value
-    kinds = {name: value["_type"] for name, value in logged.items()}
-    assert kinds["attack_tables/table1"] == "table-file"
-    assert {name for name, kind in kinds.items() if kind == "image-file"} == {
-        f"attack_figures/{figure.stem}" for figure in (whole / "figures").iterdir()
-    }
-    assert sum(kind == "video-file" for kind in kinds.values()) == 4
-    for value in logged.values():
-        assert (path.parent / "files" / value["path"]).stat().st_size == value["size"] > 0
-    assert [r.artifact.type for r in run if r.HasField("artifact")].count("attack-sweep") == 1
-    config = {item.key: item.value_json for r in run if r.HasField("config") for item in r.config.update}
-    assert json.loads(config["attack_sweep"])["epsilons"] == list(toy.EPSILONS)
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """An offline run's records: LevelDB's log format, blocks of 32 KiB, after a header of 7 bytes."""
-    data, position, parts = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        position += 7
-        parts += data[position : position + length]
-        position += length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            yield record
-            parts = b""

@@ -50,21 +50,71 @@ def test_convolutions_are_as_precise_as_products(monkeypatch, precision, tf32, b
         torch.set_float32_matmul_precision(standing)
 
 
-def test_only_live_pairs_are_estimated_and_their_frames_have_the_whole_gradient(system, stacks):
+@pytest.mark.parametrize("pairs_at_once", [None, 1, 4])
+def test_only_live_pairs_are_estimated_and_their_frames_have_the_whole_gradient(pairs_at_once, system, stacks):
     victim = system(0)
     frames, labels = stacks(victim, 0, count=4)
+    frames, labels = frames[[0, 1, 2, 3, 1, 1, 2]], labels[[0, 1, 2, 3, 1, 1, 2]]  # equal rows share their estimates
     clean = clean_pass(victim, frames, labels)
     used = torch.rand(frames.shape[:2], generator=torch.Generator().manual_seed(3)) < 0.6
     live = ~(used[:, :-1] & used[:, 1:])
     assert not live.all() and used.any(1).all()
-    victim.pairs = 0
-    flow = clean.flow.where(~live[..., None, None, None], torch.nan)  # what is live is not taken from here
+    same = torch.tensor([0, 1, 2, 3, 1, 1, 2])[:, None] * 100 + torch.arange(live.shape[1])
+    victim.pairs = victim.pairs_differentiated = 0
     with under_attack(victim):
-        estimated, logits, gradient = BatchedVictim(victim, 8).loss_gradient(frames, labels, flow, live)
-    assert victim.pairs == int(live.sum())
-    torch.testing.assert_close(estimated, clean.flow, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(logits, clean.logits, rtol=1e-12, atol=1e-12)
+        batched = BatchedVictim(victim, 8, pairs_at_once)
+        gradient, estimates = batched.refreshed_gradient(frames, labels, clean.flow, live, same)
+    different = set(same[live].tolist())
+    assert victim.pairs == len(different) == int(estimates.sum()) < int(live.sum())
+    assert victim.pairs_differentiated == int(live.sum())
     torch.testing.assert_close(gradient[~used], clean.gradient[~used], rtol=1e-10, atol=1e-14)
+    for row in range(len(frames)):  # each in the first row that has it
+        earlier = set(same[:row][live[:row]].tolist())
+        assert int(estimates[row]) == len(set(same[row][live[row]].tolist()) - earlier)
+
+
+def test_graphs_of_few_pairs_are_alive_at_once(system, stacks):
+    """All that autograd keeps, counted as it comes and goes."""
+    victim = system(0)
+    frames, labels = stacks(victim, 0)
+    most = {}
+    for pairs_at_once in (None, 1, 12, 18):
+        kept = _Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+            clean_pass(victim, frames, labels, pairs_at_once=pairs_at_once)
+        most[pairs_at_once] = kept.most
+    classifier = _Kept()
+    with torch.autograd.graph.saved_tensors_hooks(classifier.pack, classifier.unpack), under_attack(victim):
+        flow = clean_pass(victim, frames, labels, gradient=False).flow.requires_grad_()
+        with torch.enable_grad():
+            victim.classify(flow)
+    a_pair = (most[None] - classifier.most) / (len(frames) * (frames.shape[1] - 1))
+    for pairs_at_once in (1, 12, 18):
+        assert most[pairs_at_once] <= 1.02 * max(classifier.most, pairs_at_once * a_pair)
+    assert most[1] < most[12] < most[18] < most[None]
+
+
+class _Kept:
+    """Counts the numbers that autograd holds for its backward passes."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> "_Held":
+        return _Held(self, tensor)
+
+    def unpack(self, held: "_Held") -> torch.Tensor:
+        return held.tensor
+
+
+class _Held:
+    def __init__(self, kept: _Kept, tensor: torch.Tensor) -> None:
+        self.kept, self.tensor = kept, tensor
+        kept.now += tensor.numel()
+        kept.most = max(kept.most, kept.now)
+
+    def __del__(self) -> None:
+        self.kept.now -= self.tensor.numel()
 
 
 def test_update_flow_touches_what_changed_and_nothing_else(system, stacks):

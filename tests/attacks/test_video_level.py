@@ -1,7 +1,11 @@
 import pytest
 import torch
 
+from attacks.clean_pass import clean_pass
+from attacks.iterative_saliency import IterativeSaliency
 from attacks.video_level import VideoOutcome, attack_all_stacks, attack_stack_after_stack, video_prediction
+
+EPSILONS = (0.003, 0.006, 0.035)
 
 
 def _probabilities(*first_class: float) -> torch.Tensor:
@@ -86,6 +90,44 @@ def test_equals_the_first_lost_prefix(seed):
     assert outcome.confidence == pytest.approx(float(replaced(count).mean(0).max()), rel=1e-6)
     assert outcome.attacked == (int(clean.mean(0).argmax()) == label)
     assert outcome.success == (outcome.attacked and bool(lost))
+
+
+@pytest.mark.parametrize("mode", ["iterative-saliency", "iterative-saliency-RG"])
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_plain_attack_stack_after_stack(seed, mode, system, stacks, reference):
+    """Section 5.2 as it stands: attack one stack, judge the video, go on with the next only if it is still right."""
+    victim = system(seed)
+    frames, _ = stacks(victim, seed, count=7)
+    with torch.no_grad():
+        label = int(victim(frames).softmax(1).mean(0).argmax())
+    labels = torch.full((len(frames),), label)
+    attack = IterativeSaliency(refresh=mode == "iterative-saliency-RG")
+    result = attack(victim, frames, labels, EPSILONS)
+    for e, epsilon in enumerate(EPSILONS):
+        with torch.no_grad():
+            current = victim(frames).softmax(1)
+        stacks_perturbed = frames_perturbed = 0
+        for s in range(len(frames)):
+            plain = reference(mode, victim, frames[s], label, epsilon)
+            if not plain.attacked:
+                continue
+            current[s] = plain.logits.softmax(0)
+            stacks_perturbed += 1
+            frames_perturbed += len(plain.frame_order)
+            if int(current.mean(0).argmax()) != label:
+                break
+        lost = int(current.mean(0).argmax()) != label
+        outcome = attack_stack_after_stack(
+            clean_pass(victim, frames, labels, gradient=False).logits.softmax(1),
+            result.logits[e].softmax(1),
+            result.attacked,
+            result.frames_perturbed[e],
+            label,
+        )
+        assert outcome.attacked and outcome.success == lost
+        assert (outcome.stacks_perturbed, outcome.frames_perturbed) == (stacks_perturbed, frames_perturbed)
+        assert outcome.prediction == int(current.mean(0).argmax())
+        assert outcome.confidence == pytest.approx(float(current.mean(0).max()), rel=1e-9)
 
 
 def test_mismatched_results_are_named():

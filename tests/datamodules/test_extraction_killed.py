@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def clips_in(store: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in store.glob("*/[!.]*.zip")}
 
 
+def members(session: int) -> list[int]:
+    """The processes of a session that are alive."""
+    fields = [
+        path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()
+    ]
+    return [int(state[3]) for state in fields if int(state[3]) == session and state[0] != "Z"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_random_moments_the_store_is_that_of_an_uninterrupted_run(small_tree, tmp_path, workers):
@@ -86,6 +102,15 @@ def test_killed_at_random_moments_the_store_is_that_of_an_uninterrupted_run(smal
     assert start(small_tree, store, f"--workers={workers}").wait() == 0
     assert contents(store) == contents(tmp_path / "whole")
     assert not list(store.glob("*/.*"))
+
+
+def test_no_worker_outlives_a_killed_extraction(small_tree, tmp_path):
+    process = start(small_tree, tmp_path, "--workers=2")
+    wait_for(lambda: len(clips_in(tmp_path)) > 0)
+    assert len(members(process.pid)) > 2  # both workers, beside it
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not members(process.pid))
 
 
 def test_two_nodes_and_two_shards_give_the_store_of_one_process(small_tree, tmp_path):

@@ -33,6 +33,20 @@ def test_pairs_are_what_the_files_hold(tmp_path):
         torch.testing.assert_close(batch.flow, torch.from_numpy(flow).permute(2, 0, 1)[None, None])
 
 
+def test_a_translation_keeps_its_share_of_the_frame_at_another_size(tmp_path):
+    smooth = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8), (0, 0), 4)
+    cv2.writeOpticalFlow(str(tmp_path / "0flow.flo"), np.full((48, 64, 2), (8.0, -6.0), np.float32))
+    for number, frame in enumerate((smooth, np.roll(smooth, (-6, 8), (0, 1))), 1):
+        cv2.imwrite(str(tmp_path / f"0img{number}.ppm"), frame)
+    (batch,) = TrueFlow(tmp_path, frame_size=(24, 16)).test_dataloader()
+    assert batch.frames.shape == (1, 2, 3, 24, 16)
+    expected = torch.tensor([2.0, -3.0]).view(2, 1, 1).expand(2, 24, 16)
+    torch.testing.assert_close(batch.flow[0, 0], expected)
+    # in the new pixels the frames move so, too
+    moved = batch.frames[0, 0].roll((-3, 2), (1, 2))
+    torch.testing.assert_close(moved, batch.frames[0, 1], atol=0.005, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
