@@ -21,6 +21,7 @@ from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
 from attacks.progress import Progress
+from attacks.provenance import add_provenance, provenance
 from attacks.realisability import merge_rows, rows_path, save_rows
 from attacks.records import Cost, RecordStore
 from attacks.report import write_report
@@ -116,6 +117,8 @@ class SweepCallback(pl.Callback):
             write_settings(self.folder, self.settings)
         trainer.strategy.barrier("sweep settings")
         check_settings(self.folder, self.settings)
+        if trainer.is_global_zero:
+            add_provenance(self.folder, provenance(devices=trainer.world_size, precision=str(trainer.precision)))
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
         trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
@@ -173,7 +176,7 @@ class SweepCallback(pl.Callback):
             (self.folder / "costs.json").write_text(json.dumps(_costs(self.store.costs()), indent=1) + "\n")
             report = write_report(self.folder)
             print_tables(get_console(), report.tables)
-            get_console().print(f"Report: {self.folder}", soft_wrap=True)
+            get_console().print(f"Report: {report.page}", soft_wrap=True)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     from attacks.wandb_log import log_report  # needs wandb and av
