@@ -119,7 +119,8 @@ class SweepCallback(pl.Callback):
         trainer.strategy.barrier("sweep settings")
         check_settings(self.folder, self.settings)
         if trainer.is_global_zero:
-            add_provenance(self.folder, provenance(processes=trainer.world_size, device=str(pl_module.device)))
+            more = {"device": str(pl_module.device), "precision": str(trainer.precision)}
+            add_provenance(self.folder, provenance(processes=trainer.world_size, **more))
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
         trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
@@ -177,7 +178,7 @@ class SweepCallback(pl.Callback):
             (self.folder / "costs.json").write_text(json.dumps(_costs(self.store.costs()), indent=1) + "\n")
             report = write_report(self.folder)
             print_tables(get_console(), report.tables)
-            get_console().print(f"Report: {self.folder}", soft_wrap=True)
+            get_console().print(f"Report: {report.page}", soft_wrap=True)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     from attacks.wandb_log import log_report  # needs wandb and av

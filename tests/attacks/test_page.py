@@ -150,7 +150,8 @@ def test_tables_of_the_page_are_those_of_the_files(report: Report) -> None:
 def test_provenance_stands_on_the_page_escaped(report: Report) -> None:
     text = report.page.read_text()
     assert "python &lt;sweep&gt; &amp; more" in text and "<sweep>" not in text
-    (run,) = read_provenance(report.folder)
+    of_sweep, run = read_provenance(report.folder)
+    assert of_sweep["devices"] == 1 and of_sweep["command"]
     assert run["versions"]["torch"] and f"torch {run['versions']['torch']}" in text
 
 
