@@ -41,6 +41,7 @@ def test_all_figures_are_written_with_something_on_them(report: Report) -> None:
         "fig7_epsilons",
         "budgets",
         "survival",
+        "controls",
         "per_class",
         "confusion",
     ]
@@ -62,7 +63,7 @@ def test_accuracy_curves_are_the_metrics(results: Results) -> None:
     for ax, level in zip(figures.accuracy(results).axes, ("stack", "video"), strict=True):
         drawn = {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
         assert list(drawn) == ["one-shot", "iterative-saliency", "iterative-saliency-RG", "noise"]
-        for attack, line in zip(results.attacks, drawn.values(), strict=True):
+        for attack, line in zip([*results.gradient_attacks, "noise"], drawn.values(), strict=True):
             points = results.curve(attack, "flownet2", level)
             assert list(line.get_xdata()) == pytest.approx([0, *toy.EPSILONS], abs=0.0005)  # a little aside
             assert list(line.get_ydata()) == [100 * tally.accuracy for tally in points.values()]
@@ -165,8 +166,9 @@ def test_budget_map_is_printed_in_its_cells(results: Results) -> None:
 def test_survival_ends_at_the_accuracy_of_the_attacked(results: Results) -> None:
     for ax, epsilon in zip(evidence_figures.survival_curves(results).axes, toy.EPSILONS, strict=True):
         lines = {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
-        assert len({line.get_marker() for line in lines.values()}) == len(lines) == 2
-        for attack, line in zip(("iterative_saliency", "iterative_saliency_rg"), lines.values(), strict=True):
+        assert len({line.get_marker() for line in lines.values()}) == len(lines)
+        step_by_step = [attack for attack in results.attacks if attack not in ("one_shot", "noise")]
+        for attack, line in zip(step_by_step, lines.values(), strict=True):
             right = results.curve(attack, "flownet2")[epsilon].accuracy_of_attacked
             assert line.get_ydata()[0] == 100 and line.get_ydata()[-1] == pytest.approx(100 * right)
 

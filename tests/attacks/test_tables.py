@@ -12,6 +12,7 @@ import pytest
 
 from attacks.records import CLEAN, Record, RecordStore, read_records
 from attacks.report import Report, paper, write_report
+from attacks.report.results import CONTROLS
 from attacks.settings import write_settings
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
@@ -106,7 +107,7 @@ def test_table2_quotes_the_paper_with_its_faults(folder: Path, report: Report, r
 
 def test_denominators_and_control_count_plainly(folder: Path, report: Report, records: list[Record]) -> None:
     for system, attacks in (
-        ("flownet2", [*ATTACKS, "noise"]),
+        ("flownet2", [*ATTACKS, *CONTROLS]),
         ("tvl1", ["one_shot", "iterative_saliency_rg", "noise"]),
     ):
         rows = rows_of(folder, f"denominators-{system}")
@@ -135,7 +136,7 @@ def test_json_holds_the_tables_and_every_cell(folder: Path, report: Report, reco
         cells = [["" if value is None else str(value) for value in row] for row in table["rows"]]
         assert cells == [list(row.values()) for row in rows_of(folder, name)]
     assert sum(cell["examples"] for cell in results["results"]) == len(records)
-    assert {cell["attack"] for cell in results["results"]} == {CLEAN, *ATTACKS, "noise"}
+    assert {cell["attack"] for cell in results["results"]} == {CLEAN, *ATTACKS, *CONTROLS}
 
 
 def test_a_wrong_stack_stays_wrong_in_the_tables(tmp_path: Path, records: list[Record]) -> None:
