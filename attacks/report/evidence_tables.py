@@ -255,6 +255,7 @@ def costs(results: Results) -> Table:
         columns=[("", "part"), ("", "judged"), *(("", name.replace("_", " ")) for name in quantities)],
         rows=rows,
         notes=["seconds are of the wall, and of the machine that they were taken on."],
+        timed=True,
     )
 
 

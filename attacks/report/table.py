@@ -55,6 +55,8 @@ class Table(NamedTuple):
     notes: list[str]
     printed: bool = False
     """on the console too, where only what one looks at first is"""
+    timed: bool = False
+    """holds wall seconds, which differ from run to run: it stays out of the files that equal sweeps have in common"""
 
     @property
     def headings(self) -> list[str]:

@@ -164,15 +164,16 @@ def results_json(results: Results, tables: Iterable[Table]) -> dict[str, Any]:
         "tables": {
             table.name: {"title": table.title, "columns": table.headings, "rows": table.rows, "notes": table.notes}
             for table in tables
+            if not table.timed
         },
     }
 
 
 def write_tables(folder: Path, tables: list[Table]) -> None:
-    """summary.txt with what one looks at first, tables.txt with all, and tables/<name> as .csv, .md and .tex."""
+    """summary.txt with what one looks at first, tables.txt with all but costs, tables/<name> as .csv, .md and .tex."""
     (folder / "tables").mkdir(exist_ok=True)
     (folder / "summary.txt").write_text(text_of(table for table in tables if table.printed))
-    (folder / "tables.txt").write_text(text_of(tables))
+    (folder / "tables.txt").write_text(text_of(table for table in tables if not table.timed))
     for table in tables:
         for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
             (folder / "tables" / f"{table.name}.{ending}").write_text(text)

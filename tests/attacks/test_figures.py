@@ -44,6 +44,7 @@ def test_all_figures_are_written_with_something_on_them(report: Report) -> None:
         "controls",
         "per_class",
         "confusion",
+        "realisability",
     ]
     for name, path in report.figures.items():
         pixels = imread(path)[..., :3]

@@ -113,7 +113,9 @@ def test_nothing_outside_the_file(report: Report) -> None:
 
 def test_every_picture_can_be_read(report: Report) -> None:
     pictures = [r for r in Page(report.page.read_text()).references if r.startswith("data:image")]
-    assert sum(r.startswith("data:image/svg") for r in pictures) == 7  # 4, 5, 6, budgets, survival, classes, confusion
+    assert (
+        sum(r.startswith("data:image/svg") for r in pictures) == 8
+    )  # 4, 5, 6, budgets, survival, classes, confusion, realisability
     assert sum(r.startswith("data:image/png") for r in pictures) == 2  # 3, 7
     for picture in pictures:
         kind, data = picture.removeprefix("data:image/").split(";base64,")
