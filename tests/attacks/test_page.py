@@ -33,7 +33,7 @@ in_a_browser = pytest.mark.skipif(
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("sweep")
     toy.run(folder, videos=8)
-    add_provenance(folder, provenance(devices=1) | {"command": "python <sweep> & more"})
+    add_provenance(folder, provenance(processes=1) | {"command": "python <sweep> & more"})
     return write_report(folder)
 
 
@@ -113,9 +113,8 @@ def test_nothing_outside_the_file(report: Report) -> None:
 
 def test_every_picture_can_be_read(report: Report) -> None:
     pictures = [r for r in Page(report.page.read_text()).references if r.startswith("data:image")]
-    assert (
-        sum(r.startswith("data:image/svg") for r in pictures) == 8
-    )  # 4, 5, 6, budgets, survival, classes, confusion, realisability
+    # 4, 5, 6, budgets, survival, controls, classes, confusion, realisability
+    assert sum(r.startswith("data:image/svg") for r in pictures) == 9
     assert sum(r.startswith("data:image/png") for r in pictures) == 2  # 3, 7
     for picture in pictures:
         kind, data = picture.removeprefix("data:image/").split(";base64,")
@@ -153,7 +152,7 @@ def test_provenance_stands_on_the_page_escaped(report: Report) -> None:
     text = report.page.read_text()
     assert "python &lt;sweep&gt; &amp; more" in text and "<sweep>" not in text
     of_sweep, run = read_provenance(report.folder)
-    assert of_sweep["devices"] == 1 and of_sweep["command"]
+    assert of_sweep["processes"] == 1 and of_sweep["command"]
     assert run["versions"]["torch"] and f"torch {run['versions']['torch']}" in text
 
 

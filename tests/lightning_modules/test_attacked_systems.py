@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attacks.clip_export import amplified_difference
 from attacks.records import read_records
+from attacks.report.results import CONTROLS
 from attacks.video_files import read_video, write_h264, write_lossless
 from datamodules.flow_precompute import precompute
 from datamodules.flow_store import FlowStore, store_manifest
@@ -201,7 +202,7 @@ def evaluate(experiment: Path, folder: Path) -> None:
 
 def test_exported_files_hold_the_examples_and_their_verdicts(exported: Path, swept: Path) -> None:
     rows = json.loads((exported / "clips.json").read_text())["clips"]
-    attacks = ["clean", "one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"]
+    attacks = ["clean", "one_shot", "iterative_saliency", "iterative_saliency_rg", *CONTROLS]
     assert [row["attack"] for row in rows] == attacks * 2
     records = {
         (r.clip, r.stack, r.attack): r
@@ -235,7 +236,7 @@ def test_evaluating_gives_the_same_verdicts(
     experiment: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(experiment, exported)
-    assert "20 of 20 verdicts are those of the export" in capsys.readouterr().out
+    assert "32 of 32 verdicts are those of the export" in capsys.readouterr().out
 
 
 def test_another_file_and_another_verdict_are_found(
@@ -260,7 +261,7 @@ def test_another_file_and_another_verdict_are_found(
         with pytest.raises(SystemExit) as stop:
             evaluate(experiment, exported)
         assert stop.value.code == 1
-        assert "19 of 20 verdicts" in capsys.readouterr().out
+        assert "31 of 32 verdicts" in capsys.readouterr().out
     finally:
         (exported / "clips.json").write_text(text)
 
