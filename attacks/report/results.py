@@ -128,7 +128,10 @@ def load_results(folder: Path) -> Results:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
     attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
     dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
-    frames = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
+    clean = tallies[Cell("stack", CLEAN, settings["system"], 0.0)]
+    # T - 1 pairs are estimated of a clean stack. Records that do not count pairs tell T by their attacks on all frames.
+    perturbed = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
+    frames = max(1 + clean.pair_forwards // clean.examples, perturbed)
     return Results(
         system=settings["system"],
         targets=[name for name in settings["systems"] if name != settings["system"]],
