@@ -110,7 +110,7 @@ def load_results(folder: Path) -> Results:
     """
     if not (folder / "settings.json").exists():
         raise FileNotFoundError(f"{folder}: no settings.json; the folder that a sweep wrote its records to is needed")
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = _json(folder / "settings.json", {})
     examples = load_examples(folder / "examples")
     shown = {(example.clip, example.stack) for example in examples}
     columns = Columns()
@@ -156,10 +156,13 @@ def load_results(folder: Path) -> Results:
 
 
 def _json(path: Path, absent: Any) -> Any:
-    """A file that a sweep may leave; of another type than `absent` it is refused."""
+    """A file that a sweep may leave; of another type than `absent`, or half of one, it is refused."""
     if not path.exists():
         return absent
-    value = json.loads(path.read_text())
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove it or run again") from error
     if not isinstance(value, type(absent)):
         raise ValueError(
             f"{path} holds a {type(value).__name__}, not a {type(absent).__name__}: remove it or run again"
