@@ -138,7 +138,7 @@ check-paths: $(CLASSIFIERS) ## classes from stored PNG flow, memory and lossless
 export-clips: $(RESULTS) ## the sweep's examples as video files, judged; EXPORT_ARGS="--clips=[…] --lpips=alexnet.pth"
 	$(LIGHTNING).exported_clips export --config $(CONFIG)/attack-sweep.yaml --sweep $(RUN)/attack-sweep --output $(RUN)/clips $(EXPORT_ARGS)
 
-evaluate-clips: $(CLASSIFIERS) ## read the exported video files and judge them again: the same verdicts, or exit code 1
+evaluate-clips: $(CLASSIFIERS) ## read the exported video files and judge them again: the same verdicts, or an error
 	$(LIGHTNING).exported_clips evaluate --config $(CONFIG)/attack-sweep.yaml --exported $(RUN)/clips
 
 wandb-workspace: $(RESULTS) ## a saved W&B workspace of the sweep and its trainings, once their runs are online

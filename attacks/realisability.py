@@ -47,7 +47,8 @@ def round_inside_ball(clean: Tensor, adversarial: Tensor, epsilon: float) -> Ten
     levels = (clean * 255).round()
     if (clean * 255 - levels).abs().max() > 1e-3:
         raise ValueError(
-            "the clean frames are not 8-bit: rounding inside the ball needs frames k/255, as video has them"
+            "the clean frames are not 8-bit: rounding inside the ball needs frames k/255, as video has them; a sweep of "
+            "others does without, with `realise: 0`"
         )
     reach = int(epsilon * 255 + 1e-6)  # ε = 2/255 is two levels, whatever its last bit
     nearest = (adversarial * 255).round()
@@ -166,7 +167,11 @@ def merge_rows(folder: Path, clips: Iterable[str]) -> Path:
     Raises:
         FileNotFoundError: a clip has no rows.
     """
-    rows = [row for clip in sorted(clips) for row in json.loads(rows_path(folder, clip).read_text())]
+    rows = []
+    for clip in sorted(clips):
+        if not rows_path(folder, clip).is_file():
+            raise FileNotFoundError(f"{rows_path(folder, clip)}: no such file; the sweep, started again, makes it")
+        rows += json.loads(rows_path(folder, clip).read_text())
     path = folder / "realisability.json"
     scratch = path.with_suffix(".tmp")
     scratch.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

@@ -179,12 +179,12 @@ def mcnemar(
         pairs = both
     else:
         strata = _strata(strata, int(groups.max()) + 1 if strata is None else len(strata))
-        columns = (*both.T, np.ones(len(first)))
-        counts = np.stack([np.bincount(groups, column, minlength=len(strata)) for column in columns], 1)
-        sums = _resampled(counts, strata, resamples, seed)
-        pairs = sums[:, :2] / np.maximum(sums[:, 2:], 1e-9)  # each resample has attacked units, or these are all nought
-        intervals = _rate_intervals(counts[:, :2], counts[:, 2:], pairs, strata, level)
-    together = float(np.corrcoef(pairs.T)[0, 1]) if (pairs.std(0) > 1e-12).all() else 0.0
+        successes = np.stack([np.bincount(groups, column, minlength=len(strata)) for column in both.T], 1)
+        totals = np.bincount(groups, minlength=len(strata))[:, None].repeat(2, 1).astype(float)
+        pairs = _replicates(successes, totals, strata, resamples, seed)
+        intervals = _rate_intervals(successes, totals, pairs, strata, level)
+    varying = (pairs.std(0) > 1e-5).all()  # the resamples are summed in single precision
+    together = float(np.corrcoef(pairs.T)[0, 1]) if varying else 0.0
     p, q = both.mean(0)
     interval = difference(p, q, intervals[0], intervals[1], together)
     return Paired(len(first), only_first, only_second, float(p - q), interval, p_value)

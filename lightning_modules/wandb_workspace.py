@@ -122,7 +122,7 @@ def save(sweep: Path, *, entity: str | None = None, project: str = "flowfool", g
     try:
         made = workspace(sweep, entity=entity or "", project=project, group=group)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: pip install 'flowfool[wandb]' brings wandb-workspaces") from error
+        raise ValueError(f"{error}: `make install`, or pip install wandb-workspaces, brings it") from error
     set_wandb_mode()
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         panels = sum(len(section.panels) for section in made.sections)

@@ -110,7 +110,7 @@ def load_results(folder: Path) -> Results:
     """
     if not (folder / "settings.json").exists():
         raise FileNotFoundError(f"{folder}: no settings.json; the folder that a sweep wrote its records to is needed")
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = _json(folder / "settings.json", {})
     examples = load_examples(folder / "examples")
     shown = {(example.clip, example.stack) for example in examples}
     columns = Columns()
@@ -128,7 +128,10 @@ def load_results(folder: Path) -> Results:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
     attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
     dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
-    frames = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
+    clean = tallies[Cell("stack", CLEAN, settings["system"], 0.0)]
+    # T - 1 pairs are estimated of a clean stack. Records that do not count pairs tell T by their attacks on all frames.
+    perturbed = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
+    frames = max(1 + clean.pair_forwards // clean.examples, perturbed)
     return Results(
         system=settings["system"],
         targets=[name for name in settings["systems"] if name != settings["system"]],
@@ -153,10 +156,13 @@ def load_results(folder: Path) -> Results:
 
 
 def _json(path: Path, absent: Any) -> Any:
-    """A file that a sweep may leave; of another type than `absent` it is refused."""
+    """A file that a sweep may leave; of another type than `absent`, or half of one, it is refused."""
     if not path.exists():
         return absent
-    value = json.loads(path.read_text())
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove it or run again") from error
     if not isinstance(value, type(absent)):
         raise ValueError(
             f"{path} holds a {type(value).__name__}, not a {type(absent).__name__}: remove it or run again"

@@ -217,3 +217,6 @@ def test_a_file_that_is_something_else_is_refused(folder: Path, results: Results
     (tmp_path / "realisability.json").write_text("{}")
     with pytest.raises(ValueError, match=r"realisability\.json holds a dict, not a list"):
         load_results(tmp_path)
+    (tmp_path / "realisability.json").write_text("[{")
+    with pytest.raises(ValueError, match=r"realisability\.json is not JSON"):
+        load_results(tmp_path)

@@ -9,8 +9,10 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 
+from attacks.iterative_saliency import IterativeSaliency
+from attacks.records import read_records
 from attacks.report import Report, evidence_figures, example_figures, figures, style, write_report
-from attacks.report.results import Results
+from attacks.report.results import Results, load_results
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
 
@@ -172,6 +174,16 @@ def test_survival_ends_at_the_accuracy_of_the_attacked(results: Results) -> None
         for attack, line in zip(step_by_step, lines.values(), strict=True):
             right = results.curve(attack, "flownet2")[epsilon].accuracy_of_attacked
             assert line.get_ydata()[0] == 100 and line.get_ydata()[-1] == pytest.approx(100 * right)
+
+
+def test_a_stack_has_all_its_frames_where_no_attack_needs_them(tmp_path: Path) -> None:
+    """Every stack falls to one or two frames of five: there are still budgets up to five."""
+    toy.run(tmp_path, videos=2, attacks={"rg": IterativeSaliency(refresh=True)}, epsilons=(0.5,), targets={}, realise=0)
+    results = load_results(tmp_path)
+    curve = results.survivals["rg", "flownet2", 0.5]
+    needed = {r.frames_perturbed for r in read_records(tmp_path / "records.jsonl") if r.level == "stack" and r.attacked}
+    assert max(needed) < toy.FRAMES == results.frames
+    assert curve.standing[max(needed) :].tolist() == [0] * (1 + toy.FRAMES - max(needed))
 
 
 def test_class_bars_have_hatches_and_every_class(results: Results) -> None:

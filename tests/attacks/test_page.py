@@ -216,14 +216,25 @@ def frames_of(uri: str) -> np.ndarray:
     return np.stack(frames)
 
 
+@pytest.fixture(scope="module")
+def less(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same sweep with one attack only."""
+    folder = tmp_path_factory.mktemp("other") / "attack-sweep"
+    toy.run(folder, videos=8, attacks={"one_shot": toy.SweepCallback().sweep.attacks["one_shot"]})
+    return folder
+
+
 @in_a_browser
-def test_comparison_page(report: Report, tmp_path: Path) -> None:
-    other = tmp_path / "other" / "attack-sweep"
-    toy.run(other, videos=8, attacks={"one_shot": toy.SweepCallback().sweep.attacks["one_shot"]})
-    made = compare([report.folder, other], tmp_path / "comparison")
-    assert console_of(made.page, tmp_path) == ""
+def test_browser_has_nothing_to_complain_about_in_a_comparison(report: Report, less: Path, tmp_path: Path) -> None:
+    assert console_of(compare([report.folder, less], tmp_path / "comparison").page, tmp_path) == ""
+
+
+def test_a_comparison_of_the_same_stacks_is_pairwise(report: Report, less: Path, tmp_path: Path) -> None:
+    made = compare([report.folder, less], tmp_path / "comparison")
+    page = Page(made.page.read_text())
+    assert page.open == [] and all(reference.startswith("data:") for reference in page.references)
     rows = {(row[1], row[0]): row for row in made.tables[0].rows}
-    names = sweep_names([report.folder, other])
+    names = sweep_names([report.folder, less])
     for epsilon in (0.0, *toy.EPSILONS):
         assert rows[names[0], epsilon][2:4] == rows[names[1], epsilon][2:4]
     for row in made.tables[1].rows:  # the same stacks and the same attack: they differ by nothing

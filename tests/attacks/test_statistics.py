@@ -130,6 +130,28 @@ def test_equal_attacks_differ_by_nothing_but_not_certainly() -> None:
     assert swapped.interval == pytest.approx((-back.interval.high, -back.interval.low))
 
 
+def test_groups_without_a_unit_add_nothing_to_a_difference() -> None:
+    """Eight of ten groups have none: a resample of these alone says nothing of either attack, nor of both together."""
+    groups, always = np.repeat([0, 1], 20), np.ones(40, bool)
+    first, second = np.repeat([1, 0, 1, 0], [15, 5, 9, 11]), np.repeat([0, 1, 0, 1, 0], [12, 8, 4, 6, 10])
+    totals = np.bincount(groups, minlength=10)
+    of_first, of_second = (np.bincount(groups, success, minlength=10) for success in (first, second))
+    # Beside an attack that never varies there is no correlation: the difference follows from the two rates alone.
+    p, q = clustered_rate(of_first, totals), clustered_rate(totals, totals)
+    beside = mcnemar(first, always, groups, np.zeros(10, int)).interval
+    assert beside == pytest.approx(difference(first.mean(), 1, p, q))
+    # Two draws of nine see both groups, one or none: where one, the rates are that group's own.
+    q = clustered_rate(of_second, totals)
+    weights = group_weights(np.zeros(10, int)).astype(float)
+    seen = (weights @ totals) > 0
+    rates = [
+        np.where(seen, weights @ of / np.maximum(weights @ totals, 1), of.sum() / 40) for of in (of_first, of_second)
+    ]
+    together = np.corrcoef(rates)[0, 1]
+    paired = mcnemar(first, second, groups, np.zeros(10, int)).interval
+    assert paired == pytest.approx(difference(first.mean(), second.mean(), p, q, together), abs=1e-4)
+
+
 def test_survival_is_kaplan_and_meiers() -> None:
     """The 6-MP arm of Freireich's leukaemia trial (1963), the estimator's textbook example; here weeks are frames."""
     weeks = np.array([6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35])
