@@ -14,10 +14,8 @@ from attacks.metrics import Tally
 from attacks.report import paper
 from attacks.report.intervals import CellIntervals
 from attacks.report.results import Results
-from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, print_tables, text_of
+from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, text_of
 from attacks.statistics import Interval
-
-__all__ = ["Table", "control", "denominators", "print_tables", "results_json", "table1", "table2", "write_tables"]
 
 INTERVALS = (
     "95 %: interval by a bootstrap over groups of clips cut from one video, within classes where a class has several."
