@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from jsonargparse import CLI
+from jsonargparse import auto_cli
 from rich import get_console
 
 from attacks.report import write_report
@@ -39,6 +39,6 @@ def compare(first: Path, second: Path, more: list[Path] | None = None, output: P
 
 if __name__ == "__main__":
     try:
-        CLI({"report": report, "compare": compare}, as_positional=True)
+        auto_cli({"report": report, "compare": compare}, as_positional=True)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"Error: {error}")

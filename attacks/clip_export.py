@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.eight_bit import amplified_difference, gain_of, to_frames
 from attacks.examples import Example
 from attacks.perceptibility import stack_quality
-from attacks.realisability import to_frames
 from attacks.records import CLEAN
 from attacks.settings import victim_settings
 from attacks.victim import BatchedVictim, Victim, under_attack
@@ -87,7 +87,7 @@ def export_clips(
                 "sha256": _write_exactly(folder / file, images),
             }
             if attack != CLEAN:
-                gain = 127 / (255 * example.epsilon)
+                gain = gain_of(example.epsilon)
                 shown = amplified_difference(example.frames, images, gain)
                 write_lossless(folder / place / f"{attack}-difference.mkv", shown)
                 panels = np.concatenate([example.frames, images, shown], axis=2)
@@ -138,12 +138,6 @@ def reevaluate(folder: Path, systems: Mapping[str, Victim]) -> list[Reevaluation
             now = _judge(systems[name], frames, None)["prediction"]
             found.append(Reevaluation(row["file"], name, exported["prediction"], now, same_bytes))
     return found
-
-
-def amplified_difference(clean: np.ndarray, adversarial: np.ndarray, gain: float) -> np.ndarray:
-    """`gain` times the difference of two uint8 arrays, around grey."""
-    difference = adversarial.astype(np.float32) - clean.astype(np.float32)
-    return np.rint(127.5 + gain * difference).clip(0, 255).astype(np.uint8)
 
 
 def _write_exactly(path: Path, images: np.ndarray) -> str:

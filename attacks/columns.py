@@ -129,8 +129,3 @@ class Columns:
         """(groups,) sums over the units of each group."""
         columns = self.cells[cell]
         return np.bincount(self.groups[columns.units], values(columns), minlength=len(self._group_labels))
-
-    def per_class(self, cell: Cell, values: Callable[[CellColumns], np.ndarray], classes: int) -> np.ndarray:
-        """(classes,) sums over the units of each class."""
-        columns = self.cells[cell]
-        return np.bincount(self.labels[columns.units], values(columns), minlength=classes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack_result import AttackResult
+from attacks.eight_bit import to_bytes, to_frames
 from attacks.victim import Victim, under_attack
 
 EPSILON = 0.025
@@ -64,12 +65,12 @@ def make_example(
     return Example(
         clip=clip,
         stack=stack,
-        frames=_eight_bit(frames[item]),
+        frames=to_bytes(frames[item]),
         epsilon=epsilons[shown],
-        adversarial={name: _eight_bit(result.adversarial[shown, item]) for name, result in results.items()},
+        adversarial={name: to_bytes(result.adversarial[shown, item]) for name, result in results.items()},
         epsilons=list(epsilons),
         frame=frame,
-        frame_at={name: _eight_bit(result.adversarial[:, item, frame[name]]) for name, result in results.items()},
+        frame_at={name: to_bytes(result.adversarial[:, item, frame[name]]) for name, result in results.items()},
     )
 
 
@@ -83,7 +84,7 @@ def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
         return example
 
     def flow(frames: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(frames).movedim(-1, -3).to(like) / 255
+        images = to_frames(frames, like)
         pairs = [estimate(images[n : n + 1], images[n + 1 : n + 2]) for n in range(len(images) - 1)]
         return torch.cat(pairs).to("cpu", torch.float16).numpy()
 
@@ -132,8 +133,3 @@ def _load(path: Path) -> Example:
             flow=arrays["flow"] if "flow" in arrays.files else None,
             adversarial_flow={name: arrays[f"flow/{name}"] for name in names if f"flow/{name}" in arrays.files},
         )
-
-
-def _eight_bit(frames: Tensor) -> np.ndarray:
-    """(..., 3, H, W) in [0, 1] to uint8 (..., H, W, 3)."""
-    return frames.mul(255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()

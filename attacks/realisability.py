@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attacks.attack_result import AttackResult
+from attacks.eight_bit import round_inside_ball, to_bytes, to_frames
 from attacks.records import CLEAN
 from attacks.victim import BatchedVictim, Victim, under_attack
 from attacks.video_files import read_video, write_h264, write_lossless
@@ -28,41 +28,6 @@ FOLDER = "realisability"
 
 Row = dict[str, Any]
 """clip, stack, attack, target, epsilon, medium, prediction, label, attacked, correct"""
-
-
-def round_inside_ball(clean: Tensor, adversarial: Tensor, epsilon: float) -> Tensor:
-    """The nearest 8-bit frames that no value leaves the ε-ball for.
-
-    Where the nearest level lies further than ε from the clean one, the next towards the clean one is taken; an ε below
-    a level (1/255) so leaves nothing.
-
-    Args:
-        clean: 8-bit frames on the [0, 1] scale.
-        adversarial: of the same shape.
-        epsilon: on the [0, 1] scale.
-
-    Raises:
-        ValueError: the clean frames are not 8-bit, so that no 8-bit level need lie in the ball.
-    """
-    levels = (clean * 255).round()
-    if (clean * 255 - levels).abs().max() > 1e-3:
-        raise ValueError(
-            "the clean frames are not 8-bit: rounding inside the ball needs frames k/255, as video has them; a sweep of "
-            "others does without, with `realise: 0`"
-        )
-    reach = int(epsilon * 255 + 1e-6)  # ε = 2/255 is two levels, whatever its last bit
-    nearest = (adversarial * 255).round()
-    return nearest.clamp(levels - reach, levels + reach).clamp(0, 255) / 255
-
-
-def to_bytes(frames: Tensor) -> np.ndarray:
-    """Frames (…, 3, H, W) in [0, 1] to the nearest uint8 (…, H, W, 3)."""
-    return frames.mul(255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
-
-
-def to_frames(images: np.ndarray, like: Tensor) -> Tensor:
-    """uint8 (…, H, W, 3) to frames (…, 3, H, W) in [0, 1], in the type and on the device of `like`."""
-    return torch.from_numpy(images).movedim(-1, -3).to(like.device, like.dtype) / 255
 
 
 def realisability(

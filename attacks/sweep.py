@@ -17,6 +17,7 @@ from torch import Tensor
 from attacks.attack import Attack, check_epsilons
 from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
+from attacks.eight_bit import is_8bit
 from attacks.examples import Example, make_example, with_flow
 from attacks.perceptibility import stack_quality
 from attacks.realisability import Row, realisability
@@ -235,7 +236,7 @@ class Sweep:
         if getattr(judge, "rounds_frames", False):
             return result.predictions == labels
         changed = torch.zeros(result.frame_order.shape, dtype=torch.bool, device=frames.device)
-        if (frames * 255 - (frames * 255).round()).abs().max() > 1e-3:
+        if not is_8bit(frames):
             changed[:] = True
         else:
             experiment, item, step = (result.frame_order >= 0).nonzero(as_tuple=True)

@@ -25,7 +25,7 @@ from attacks.provenance import add_provenance, provenance
 from attacks.realisability import merge_rows, rows_path, save_rows
 from attacks.records import Cost, RecordStore
 from attacks.report import write_report
-from attacks.report.tables import print_tables
+from attacks.report.table import print_tables
 from attacks.settings import attack_settings, check_settings, victim_settings, write_settings
 from attacks.sweep import Sweep
 

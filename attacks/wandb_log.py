@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import wandb
 
-from attacks.clip_export import LOOKING_CRF, LOOKING_RATE, amplified_difference
+from attacks.clip_export import LOOKING_CRF, LOOKING_RATE
+from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN
 from attacks.report import Report
@@ -91,7 +92,7 @@ def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
 
     For looking at only: the codec is lossy, the example's .npz holds the frames themselves.
     """
-    gain = 127 / (255 * example.epsilon)
+    gain = gain_of(example.epsilon)
     adversarial = list(example.adversarial.values())
     differences = [amplified_difference(example.frames, frames, gain) for frames in adversarial]
     above = np.concatenate([example.frames, *adversarial], axis=2)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attacks.clean_pass import clean_pass
-from attacks.realisability import to_bytes, to_frames
+from attacks.eight_bit import to_bytes, to_frames
 from attacks.video_files import read_video, write_lossless
 from datamodules.batches import VideoBatch
 from datamodules.flow_codec import decode, encode

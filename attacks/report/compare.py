@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 
 from attacks.metrics import Cell
 from attacks.records import CLEAN
+from attacks.report.cells import between, percent, percents
 from attacks.report.figures import curve
 from attacks.report.page import facts, picture, render, write_whole
 from attacks.report.results import Results, load_results
 from attacks.report.style import DOTS_PER_INCH, RC, STYLES, accuracy_axes
 from attacks.report.table import BETWEEN, Table, Value, spoken
-from attacks.report.tables import between, percent, write_tables
+from attacks.report.tables import write_tables
 from attacks.statistics import difference, mcnemar
 
 
@@ -158,11 +159,11 @@ def _difference(other: Results, first: Results, attack: str, epsilon: float) -> 
         groups = first.columns.groups[[names[key] for key in common]]
         both = [np.array([standing[key] for key in common]) for standing in (mine, theirs)]
         paired = mcnemar(both[0], both[1], groups, first.columns.group_labels)
-        return [len(common), percent(paired.difference), *map(percent, paired.interval)]
+        return [len(common), percent(paired.difference), *percents(paired.interval)]
     cells = [Cell("stack", attack, results.system, epsilon) for results in (other, first)]
     p, q = other.tallies[cells[0]].accuracy, first.tallies[cells[1]].accuracy
     interval = difference(p, q, other.intervals[cells[0]].accuracy, first.intervals[cells[1]].accuracy)
-    return [None, percent(p - q), *map(percent, interval)]
+    return [None, percent(p - q), *percents(interval)]
 
 
 def _standing(results: Results, attack: str, epsilon: float) -> dict[tuple[str, int | None], bool]:

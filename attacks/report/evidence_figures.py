@@ -7,11 +7,11 @@ from matplotlib.image import AxesImage
 
 from attacks.metrics import Cell, budget_map
 from attacks.records import CLEAN
-from attacks.report.evidence_tables import confusion, realisability
+from attacks.report.class_tables import by_class, confusion
+from attacks.report.frame_tables import realisability
 from attacks.report.results import Results
 from attacks.report.style import HATCHES, SHADES, accuracy_axes, ink_on, style
 from attacks.report.table import spoken
-from attacks.statistics import Interval, clustered_rate
 
 NAMED_CLASSES = 24
 """up to so many classes are named in a heat map"""
@@ -77,8 +77,8 @@ def class_bars(results: Results) -> Figure:
     """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
     attack, epsilon = results.strongest, results.epsilons[0]
     cells = [Cell("stack", CLEAN, results.system, 0.0), Cell("stack", attack, results.system, epsilon)]
-    rates, bounds = zip(*(_of_classes(results, cell) for cell in cells), strict=True)
-    order = [int(label) for label in np.lexsort((rates[0], rates[1])) if not np.isnan(rates[0][label])]
+    clean, attacked = (by_class(results, cell) for cell in cells)
+    order = sorted(clean, key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
     some = ""
     if len(order) > 2 * BARS:
         some = f"; the {BARS} frailest and the {BARS} most robust of {len(order)} classes"
@@ -86,11 +86,12 @@ def class_bars(results: Results) -> Figure:
     figure = Figure(figsize=(7.5, 1.5 + 0.34 * len(order)), layout="constrained")
     ax = figure.subplots()
     color = style(results.attacks, attack)[0]
-    for place, (look, label) in enumerate((("0.8", "clean"), (color, f"{spoken(attack)}, ε = {epsilon:g}"))):
+    looks = ((clean, "0.8", "clean"), (attacked, color, f"{spoken(attack)}, ε = {epsilon:g}"))
+    for place, (counts, look, name) in enumerate(looks):
         at = np.arange(len(order)) + (place - 0.5) * 0.4
-        values = 100 * rates[place][order]
-        low, high = 100 * np.array(bounds[place])[order].T
-        ax.barh(at, values, 0.4, color=look, hatch=HATCHES[place], edgecolor="white", label=label)
+        values = 100 * np.array([counts[label].accuracy for label in order])
+        low, high = 100 * np.array([counts[label].interval for label in order]).T
+        ax.barh(at, values, 0.4, color=look, hatch=HATCHES[place], edgecolor="white", label=name)
         reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
         ax.errorbar(values, at, xerr=reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
     ax.set_yticks(range(len(order)), [results.classes[label] for label in order])
@@ -154,16 +155,6 @@ def media_bars(results: Results) -> Figure | None:
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 5))
     figure.suptitle(f"What survives being stored, {results.system}, ε = {epsilon:g}")
     return figure
-
-
-def _of_classes(results: Results, cell: Cell) -> tuple[np.ndarray, list[Interval]]:
-    """(C,) accuracy of each class, nan without a stack, and intervals."""
-    columns, classes = results.columns, range(len(results.classes))
-    standing = columns.per_group(cell, lambda c: c.attacked & ~c.success)
-    units = columns.per_group(cell, lambda c: np.ones_like(c.attacked))
-    own = [columns.group_labels == label for label in classes]
-    rates = [standing[of].sum() / units[of].sum() if units[of].sum() else np.nan for of in own]
-    return np.array(rates), [clustered_rate(standing[of], units[of]) for of in own]
 
 
 def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool = False) -> AxesImage:

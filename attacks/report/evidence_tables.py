@@ -1,21 +1,20 @@
-"""What stands behind the curves: every rate, attacks paired on the same stacks, frames to success, frame budgets,
-classes, confusions, costs, perceptibility, realisability. One row each, for a spreadsheet as much as for a reader.
+"""What stands behind the curves: every rate, attacks paired on the same stacks, frames to success, budgets, costs.
+
+One row each, for a spreadsheet as much as for a reader.
 """
 
-import math
-from collections import Counter
-from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 
-from attacks.columns import QUALITIES
 from attacks.metrics import Cell, budget_map
-from attacks.records import CLEAN
+from attacks.report.cells import percent, percents, rounded
+from attacks.report.class_tables import confusions, per_class
+from attacks.report.frame_tables import perceptibility, realisability
 from attacks.report.results import Results
 from attacks.report.table import Table, Value
-from attacks.report.tables import control, denominators, percent, table1, table2
-from attacks.statistics import Interval, clustered_mean, clustered_rate, mcnemar
+from attacks.report.tables import control, denominators, table1, table2
+from attacks.statistics import mcnemar
 
 
 def all_tables(results: Results) -> list[Table]:
@@ -45,15 +44,15 @@ def rates(results: Results) -> Table:
                 counts.attacked,
                 counts.success,
                 percent(counts.accuracy),
-                *_percents(bounds.accuracy),
+                *percents(bounds.accuracy),
                 percent(counts.accuracy_of_attacked),
-                *_percents(bounds.accuracy_of_attacked),
+                *percents(bounds.accuracy_of_attacked),
                 percent(counts.success_rate),
-                *_percents(bounds.success_rate),
+                *percents(bounds.success_rate),
                 percent(counts.accuracy_8bit),
-                *_percents(bounds.accuracy_8bit),
-                _rounded(counts.mean_frames),
-                *map(_rounded, bounds.mean_frames),
+                *percents(bounds.accuracy_8bit),
+                rounded(counts.mean_frames),
+                *map(rounded, bounds.mean_frames),
             ]
         )
     quantities = ("accuracy of all", "accuracy of right", "success", "8-bit accuracy", "frames")
@@ -95,7 +94,7 @@ def paired(results: Results) -> Table:
                         both.first_only,
                         both.second_only,
                         percent(both.difference),
-                        *_percents(both.interval),
+                        *percents(both.interval),
                         float(f"{both.p_value:.3g}"),
                     ]
                 )
@@ -119,7 +118,7 @@ def frames_to_success(results: Results) -> Table:
         counts = results.tallies[Cell("stack", attack, system, epsilon)]
         rows.append(
             [attack, system, epsilon, counts.attacked, curve.median, *curve.median_interval]
-            + [_rounded(counts.mean_frames)]
+            + [rounded(counts.mean_frames)]
             + [percent(float(share)) for share in curve.standing[1:]]
         )
     heads = ("attack", "judged", "epsilon", "attacked", "median", "low", "high", "mean of successes")
@@ -159,89 +158,6 @@ def budgets(results: Results) -> Table:
     )
 
 
-def per_class(results: Results) -> Table:
-    """Accuracy and success of each class, stack level, white box."""
-    columns, classes = results.columns, len(results.classes)
-    rows: list[list[Value]] = []
-    for attack in (CLEAN, *results.attacks):
-        for epsilon in [0.0] if attack == CLEAN else results.epsilons:
-            cell = Cell("stack", attack, results.system, epsilon)
-            standing = columns.per_group(cell, lambda c: c.attacked & ~c.success)
-            attacked = columns.per_group(cell, lambda c: c.attacked)
-            units = columns.per_group(cell, lambda c: np.ones_like(c.attacked))
-            for label in range(classes):
-                own = columns.group_labels == label
-                if not units[own].sum():
-                    continue
-                all_units = clustered_rate(standing[own], units[own])
-                of_right = clustered_rate(standing[own], attacked[own])
-                total, right, still = (int(counts[own].sum()) for counts in (units, attacked, standing))
-                rows.append(
-                    [
-                        results.classes[label],
-                        attack,
-                        epsilon,
-                        int((units[own] > 0).sum()),
-                        total,
-                        right,
-                        percent(still / total),
-                        *_percents(all_units),
-                        percent((right - still) / right) if right else None,
-                        *_percents(Interval(1 - of_right.high, 1 - of_right.low)),
-                    ]
-                )
-    heads = ("class", "attack", "epsilon", "groups", "stacks", "attacked")
-    return Table(
-        name="per-class",
-        title=f"Stack accuracy and success of each class (%), {results.system}",
-        columns=[
-            *(("", name) for name in heads),
-            *((name, bound) for name in ("accuracy", "success") for bound in ("", "low", "high")),
-        ],
-        rows=rows,
-        notes=["A class has few groups: its intervals are wide, and with one group say nothing."],
-    )
-
-
-def confusion(results: Results, attack: str, epsilon: float) -> np.ndarray:
-    """(C, C) stacks that were right when clean: class when clean -> class when attacked, by the white box."""
-    cell = results.columns.cells[Cell("stack", attack, results.system, epsilon)]
-    counts = np.zeros((len(results.classes),) * 2, int)
-    np.add.at(counts, tuple(cell.predictions[cell.attacked].T), 1)
-    return counts
-
-
-def confusions(results: Results) -> Table:
-    """What the fooled stacks are taken for: most frequent first."""
-    rows: list[list[Value]] = []
-    for attack in results.attacks:
-        for epsilon in results.epsilons:
-            counts = confusion(results, attack, epsilon)
-            of_class = counts.sum(1)
-            np.fill_diagonal(counts, 0)
-            found: Counter[tuple[int, int]] = Counter(
-                {(int(i), int(j)): int(counts[i, j]) for i, j in np.argwhere(counts)}
-            )
-            for (clean, adversarial), stacks in found.most_common():
-                rows.append(
-                    [
-                        attack,
-                        epsilon,
-                        results.classes[clean],
-                        results.classes[adversarial],
-                        stacks,
-                        percent(stacks / of_class[clean]),
-                    ]
-                )
-    return Table(
-        name="confusion",
-        title=f"What fooled stacks are taken for, {results.system}",
-        columns=[("", name) for name in ("attack", "epsilon", "clean", "adversarial", "stacks", "% of class")],
-        rows=rows,
-        notes=["% of class: of the stacks of that class that were right when clean."],
-    )
-
-
 def costs(results: Results) -> Table:
     """Wall seconds and frame pairs of each part of the sweep, as far as costs.json tells."""
     quantities = [name for name, values in results.costs.items() if all(map(_is_number, values.values()))]
@@ -259,78 +175,6 @@ def costs(results: Results) -> Table:
     )
 
 
-def perceptibility(results: Results) -> Table:
-    """Means over the stacks that an attack perturbed, white box."""
-    columns = results.columns
-    rows: list[list[Value]] = []
-    for attack in results.attacks:
-        for epsilon in results.epsilons:
-            cell = columns.cells[Cell("stack", attack, results.system, epsilon)]
-            finite = np.isfinite(cell.qualities)
-            if not finite.any():
-                continue
-            row: list[Value] = [attack, epsilon, int(finite.any(1).sum())]
-            groups = columns.groups[cell.units]
-            for quality in range(len(QUALITIES)):
-                some, values = finite[:, quality], cell.qualities[:, quality]
-                sums = np.bincount(groups[some], values[some].astype(float), minlength=len(columns.group_labels))
-                counts = np.bincount(groups[some], minlength=len(columns.group_labels))
-                mean = float(sums.sum() / counts.sum()) if counts.sum() else None
-                row += [_four(mean), *map(_four, clustered_mean(sums, counts, columns.group_labels))]
-            rows.append(row)
-    names = ("PSNR, dB", "SSIM", "flicker", "flow end-point error, px")
-    return Table(
-        name="perceptibility",
-        title=f"How visible the perturbation is: means over perturbed stacks, {results.system}",
-        columns=[
-            *(("", name) for name in ("attack", "epsilon", "stacks")),
-            *((name, bound) for name in names for bound in ("mean", "low", "high")),
-        ],
-        rows=rows,
-        notes=[
-            "PSNR and SSIM: of the perturbed frames. flicker: mean change of the perturbation from frame to frame, in "
-            "grey levels of 255. End-point error: between the clean and the attacked flow. A stack whose perturbation "
-            "is nought has no finite PSNR and is left out of its mean.",
-        ],
-    )
-
-
-def realisability(results: Results) -> Table:
-    """What survives in which medium, beside the clean frames in the same one."""
-    strata = results.columns.group_labels
-    counts: dict[tuple, np.ndarray] = {}
-    for row in results.realisability:
-        key = tuple(row[name] for name in ("attack", "target", "epsilon", "medium"))
-        of_groups = counts.setdefault(key, np.zeros((3, len(strata)), int))
-        standing = row["attacked"] and row["correct"]
-        of_groups[:, results.columns.group_of(row["clip"], row["stack"])] += (1, row["attacked"], standing)
-    rows: list[list[Value]] = []
-    for key, (units, attacked, standing) in counts.items():
-        total, right, still = int(units.sum()), int(attacked.sum()), int(standing.sum())
-        of_right = clustered_rate(standing, attacked, strata)
-        rows.append(
-            [
-                *key,
-                total,
-                right,
-                percent(still / total),
-                *_percents(clustered_rate(standing, units, strata)),
-                percent((right - still) / right) if right else None,
-                *_percents(Interval(1 - of_right.high, 1 - of_right.low)),
-            ]
-        )
-    return Table(
-        name="realisability",
-        title="What of an attack survives being stored: accuracy of all, success among the right (%)",
-        columns=[
-            *(("", name) for name in ("attack", "judged", "epsilon", "medium", "stacks", "attacked")),
-            *((name, bound) for name in ("accuracy", "success") for bound in ("", "low", "high")),
-        ],
-        rows=rows,
-        notes=["attack clean: the clean frames in the same medium; its success is what the medium alone breaks."],
-    )
-
-
 def _on_the_same_units(results: Results, cells: list[Cell]) -> tuple[list[np.ndarray], np.ndarray]:
     """Success of two attacks on the units that were right when clean and that both were made on."""
     found = []
@@ -340,18 +184,6 @@ def _on_the_same_units(results: Results, cells: list[Cell]) -> tuple[list[np.nda
     (first, of_first), (second, of_second) = found
     units, at_first, at_second = np.intersect1d(first, second, return_indices=True)
     return [of_first[at_first], of_second[at_second]], units
-
-
-def _percents(interval: Interval) -> Iterator[Value]:
-    yield from map(percent, interval)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 2)
-
-
-def _four(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 4)
 
 
 def _is_number(value: object) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN, Record
 from attacks.report.results import Results
@@ -38,7 +39,7 @@ def example_stack(results: Results) -> Figure | None:
         record = results.example_records[example.clip, attack, example.epsilon]
         _frame_row(above, example.adversarial[attack])
         _row_label(above[0], spoken(attack), results, record)
-        _frame_row(below, amplified(example.adversarial[attack], example.frames, gain))
+        _frame_row(below, amplified_difference(example.frames, example.adversarial[attack], gain))
         below[0].set_ylabel(f"perturbation\n×{gain:.0f}", rotation=0, ha="right", va="center", fontsize=8)
         for turn, frame in enumerate(record.frame_order or [], start=1):
             _mark(above[frame], str(turn) if attack not in results.dense else "", style(attacks, attack)[0])
@@ -62,7 +63,7 @@ def example_frames(results: Results) -> Figure | None:
         frames = np.stack([clean, *example.frame_at[attack]])
         gain = gain_of(max(example.epsilons))
         _frame_row(axes[2 * i], frames)
-        _frame_row(axes[2 * i + 1], amplified(frames, clean[None], gain))
+        _frame_row(axes[2 * i + 1], amplified_difference(clean[None], frames, gain))
         name = example.clip.split("/")[-1].removeprefix("v_")
         label = f"{name}\nstack {example.stack + 1}, frame {example.frame[attack] + 1}\n{spoken(attack)}"
         axes[2 * i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
@@ -98,16 +99,6 @@ def _mark(ax: Axes, text: str, color: str) -> None:
     if text:
         box = {"facecolor": color, "edgecolor": "none", "pad": 1.5}
         ax.text(0.06, 0.9, text, transform=ax.transAxes, fontsize=8, color="white", weight="bold", va="top", bbox=box)
-
-
-def amplified(frames: np.ndarray, clean: np.ndarray, gain: float) -> np.ndarray:
-    """The perturbation around mid-grey, times `gain`."""
-    return (127.5 + gain * (frames.astype(np.float32) - clean)).clip(0, 255).round().astype(np.uint8)
-
-
-def gain_of(epsilon: float) -> float:
-    """So that a perturbation of ε spans the grey scale."""
-    return max(1.0, 0.5 / epsilon)
 
 
 def telling(results: Results, example: Example) -> tuple[int, bool]:

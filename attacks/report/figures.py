@@ -19,9 +19,6 @@ from attacks.report.style import DOTS_PER_INCH, HATCHES, RC, accuracy_axes, styl
 from attacks.report.table import spoken
 from attacks.statistics import Interval, averaged_rates
 
-DRAWN: dict[str, Callable[[Results], Figure | None]] = {}
-"""name -> what draws it, in the order of the report; filled below"""
-
 
 def write_figures(folder: Path, results: Results) -> dict[str, Path]:
     """Write the figures that the results allow, as PNG and, but for those of frames, as SVG; name -> PNG."""
@@ -188,16 +185,17 @@ def _legend(figure: Figure, ax: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
 
 
-DRAWN.update(
-    fig3_stack=example_stack,
-    fig4_accuracy=accuracy,
-    fig5_frames_perturbed=frames_perturbed,
-    fig6_transfer=transfer,
-    fig7_epsilons=example_frames,
-    budgets=budget_maps,
-    survival=survival_curves,
-    controls=controls,
-    per_class=class_bars,
-    confusion=confusion_maps,
-    realisability=media_bars,
-)
+DRAWN: dict[str, Callable[[Results], Figure | None]] = {
+    "fig3_stack": example_stack,
+    "fig4_accuracy": accuracy,
+    "fig5_frames_perturbed": frames_perturbed,
+    "fig6_transfer": transfer,
+    "fig7_epsilons": example_frames,
+    "budgets": budget_maps,
+    "survival": survival_curves,
+    "controls": controls,
+    "per_class": class_bars,
+    "confusion": confusion_maps,
+    "realisability": media_bars,
+}
+"""name -> what draws it, in the order of the report"""

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torchvision.utils import flow_to_image
 
+from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN, Record
-from attacks.report.example_figures import amplified, gain_of
 from attacks.report.results import Results
 from attacks.report.table import spoken
 
@@ -73,7 +73,7 @@ def _shown(results: Results, example: Example) -> Shown:
     gain = gain_of(example.epsilon)
     panels = [_panel(results, "clean", clean, example.frames, None, flows.get(CLEAN))]
     for name in attacks:
-        noise = amplified(example.adversarial[name], example.frames, gain)
+        noise = amplified_difference(example.frames, example.adversarial[name], gain)
         panels.append(_panel(results, spoken(name), records[name], example.adversarial[name], noise, flows.get(name)))
     title = f"{example.clip.split('/')[-1]}, stack {example.stack + 1}"
     return Shown(title, results.classes[clean.label], example.epsilon, gain, longest, panels)

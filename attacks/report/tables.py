@@ -12,12 +12,10 @@ from typing import Any
 
 from attacks.metrics import Tally
 from attacks.report import paper
+from attacks.report.cells import between, percent, rounded
 from attacks.report.intervals import CellIntervals
 from attacks.report.results import Results
-from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, print_tables, text_of
-from attacks.statistics import Interval
-
-__all__ = ["Table", "control", "denominators", "print_tables", "results_json", "table1", "table2", "write_tables"]
+from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, text_of
 
 INTERVALS = (
     "95 %: interval by a bootstrap over groups of clips cut from one video, within classes where a class has several."
@@ -38,7 +36,7 @@ def table1(results: Results) -> Table:
         theirs: list[Value] = [epsilon, THERE]
         for attack in attacks:
             stack, video = curves[attack][epsilon], videos[attack][epsilon]
-            ours += [percent(stack.accuracy), _rounded(stack.mean_frames), percent(video.accuracy)]
+            ours += [percent(stack.accuracy), rounded(stack.mean_frames), percent(video.accuracy)]
             of_stack, of_video = bounds[attack][epsilon], video_bounds[attack][epsilon]
             sure += [between(of_stack.accuracy), between(of_stack.mean_frames, 1), between(of_video.accuracy)]
             printed = paper.table1().get((attack, epsilon))
@@ -179,16 +177,6 @@ def write_tables(folder: Path, tables: list[Table]) -> None:
             (folder / "tables" / f"{table.name}.{ending}").write_text(text)
 
 
-def percent(share: float | None) -> float | None:
-    return None if share is None or math.isnan(share) else round(100 * share, 2)
-
-
-def between(interval: Interval, scale: float = 100, digits: int = 1) -> str | None:
-    """An interval in a cell: of a share in percent, of anything else with `scale` 1."""
-    low, high = interval
-    return None if math.isnan(low) else f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
-
-
 def _sources(ours: list[Value], sure: list[Value], theirs: list[Value]) -> list[list[Value]]:
     """Two rows, or three where the paper has something to set beside ours."""
     return [ours, sure, theirs] if any(value is not None for value in theirs[2:]) else [ours, sure]
@@ -218,7 +206,3 @@ def _bounds(intervals: CellIntervals) -> dict[str, Any]:
     return {
         f"{name}_95": None if math.isnan(i.low) else [round(i.low, 6), round(i.high, 6)] for name, i in named.items()
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from attacks.records import CLEAN, Record, read_records
-from attacks.report.evidence_tables import all_tables, confusion
+from attacks.report.class_tables import confusion
+from attacks.report.evidence_tables import all_tables
 from attacks.report.results import Results, load_results
 from attacks.report.table import Table
 
