@@ -9,7 +9,7 @@ from attacks.metrics import Cell, budget_map
 from attacks.records import CLEAN
 from attacks.report.class_tables import by_class, confusion
 from attacks.report.frame_tables import realisability
-from attacks.report.results import Results
+from attacks.report.results import NOISE, Results
 from attacks.report.style import HATCHES, SHADES, accuracy_axes, ink_on, style
 from attacks.report.table import spoken
 
@@ -134,9 +134,8 @@ def media_bars(results: Results) -> Figure | None:
         return None
     epsilon = max((float(row[2] or 0) for row in rows if row[0] != CLEAN), default=0.0)
     media = list(dict.fromkeys(str(row[3]) for row in rows))
-    shown = {
-        name: [row for row in rows if row[0] == name and row[2] in (0, epsilon)] for name in (CLEAN, *results.attacks)
-    }
+    names = [name for name in results.attacks if name in (*results.gradient_attacks, NOISE)]
+    shown = {name: [row for row in rows if row[0] == name and row[2] in (0, epsilon)] for name in (CLEAN, *names)}
     shown = {name: of for name, of in shown.items() if of}
     figure = Figure(figsize=(max(6.5, 1.2 * len(media)), 4.0), layout="constrained")
     ax = figure.subplots()

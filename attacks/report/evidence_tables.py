@@ -11,9 +11,9 @@ from attacks.metrics import Cell, budget_map
 from attacks.report.cells import percent, percents, rounded
 from attacks.report.class_tables import confusions, per_class
 from attacks.report.frame_tables import perceptibility, realisability
-from attacks.report.results import Results
+from attacks.report.results import NOISE, Results
 from attacks.report.table import Table, Value
-from attacks.report.tables import control, denominators, table1, table2
+from attacks.report.tables import control, denominators, frame_orders, table1, table2
 from attacks.statistics import mcnemar
 
 
@@ -22,7 +22,10 @@ def all_tables(results: Results) -> list[Table]:
     tables = [table1(results)]
     if results.targets and any(results.made_on(target) for target in results.targets):
         tables.append(table2(results))
-    tables += [control(results, attack) for attack in results.controls]
+    if NOISE in results.controls:
+        tables.append(control(results))
+    if len(results.controls) > (NOISE in results.controls):
+        tables.append(frame_orders(results))
     tables += [denominators(results, system) for system in results.systems if results.made_on(system)]
     tables += [rates(results), paired(results), frames_to_success(results), budgets(results)]
     tables += [per_class(results), confusions(results), costs(results), perceptibility(results), realisability(results)]

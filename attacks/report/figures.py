@@ -14,7 +14,7 @@ from attacks.metrics import Cell, Tally, frames_histogram
 from attacks.report.evidence_figures import budget_maps, class_bars, confusion_maps, media_bars, survival_curves
 from attacks.report.example_figures import example_frames, example_stack
 from attacks.report.intervals import CellIntervals
-from attacks.report.results import Results
+from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH, HATCHES, RC, accuracy_axes, style
 from attacks.report.table import spoken
 from attacks.statistics import Interval, averaged_rates
@@ -43,7 +43,7 @@ def accuracy(results: Results) -> Figure:
     """Fig. 4: accuracy against ε of the white box, at stack and at video level."""
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    shown = [*results.gradient_attacks, *(name for name in results.controls if name == "noise")]
+    shown = [*results.gradient_attacks, *(name for name in results.controls if name == NOISE)]
     for ax, level in zip(axes, ("stack", "video"), strict=True):
         for place, attack in enumerate(shown):
             curve(ax, results, attack, results.system, level, style(results.attacks, attack), spoken(attack), place)
@@ -71,7 +71,7 @@ def transfer(results: Results) -> Figure | None:
 
 def controls(results: Results) -> Figure | None:
     """The orders of frames beside iterative-saliency, and noise beside one-shot: the same ε, less knowledge."""
-    orders = [name for name in results.controls if name != "noise"]
+    orders = [name for name in results.controls if name != NOISE]
     shown = [name for name in ("one_shot", "iterative_saliency") if name in results.attacks]
     if not orders or not shown:
         return None

@@ -14,7 +14,7 @@ from PIL import Image
 from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.gallery import gallery
-from attacks.report.results import Results
+from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH
 from attacks.report.table import Table, spoken
 from attacks.statistics import Interval
@@ -66,7 +66,7 @@ def write_page(folder: Path, results: Results, tables: list[Table], figures: Map
         captions=CAPTIONS,
         gallery=gallery(results),
         rows_shown=ROWS_SHOWN,
-        controls=[table for table in tables if table.name.startswith("control")],
+        controls=[table for table in tables if table.name in ("control", "orders")],
         denominators=[table for table in tables if table.name.startswith("denominators")],
     )
     write_whole(path, text)
@@ -104,7 +104,7 @@ def headline_numbers(results: Results) -> list[Number]:
     epsilon, attack, system = results.epsilons[0], results.strongest, results.system
     clean = results.intervals[Cell("stack", CLEAN, system, 0.0)].accuracy
     numbers = [Number(_percent(results.clean(system).accuracy), _between(clean), "of stacks right when clean")]
-    for name in [attack, *(name for name in results.controls if name == "noise")]:
+    for name in [attack, *(name for name in results.controls if name == NOISE)]:
         counts, bounds = results.curve(name, system)[epsilon], results.bounds(name, system)[epsilon]
         words = f"under {spoken(name)}, {_at(epsilon)}"
         numbers.append(Number(_percent(counts.accuracy), _between(bounds.accuracy), words))
@@ -133,7 +133,7 @@ def headline(results: Results) -> list[str]:
         )
         + f", which leaves {_percent(fooled.accuracy)} of all stacks ({_between(bounds.accuracy)})."
     ]
-    if "noise" in results.controls and (noise := results.curve("noise", system).get(epsilon)):
+    if NOISE in results.controls and (noise := results.curve(NOISE, system).get(epsilon)):
         sentences.append(
             f"Random signs of the same size fooled it on {noise.success}: {_percent(noise.accuracy)} stay right "
             f"({_between(results.bounds('noise', system)[epsilon].accuracy)})."

@@ -13,7 +13,8 @@ from attacks.records import CLEAN, Record, read_records
 from attacks.report.intervals import CellIntervals, cell_intervals, survivals
 from attacks.statistics import Survival
 
-CONTROLS = ("noise", "random_order", "first_to_last", "least_salient")
+NOISE = "noise"
+CONTROLS = (NOISE, "random_order", "first_to_last", "least_salient")
 """Attacks of these names are controls: they stand beside the paper's attacks, not among them. Random signs; and the
 gradient's signs on the frames in another order."""
 
