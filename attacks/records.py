@@ -70,7 +70,8 @@ class Record(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one attack on one target, one system's clean passes, or one system's look at frames rounded to 8 bits."""
+    """Of one part of a sweep: one attack on one target, one system's clean passes, its look at frames rounded to 8
+    bits, the measures of visibility, or the way through files."""
 
     seconds: float = 0.0
     """of the wall; they differ from run to run, and so stay out of the rows"""

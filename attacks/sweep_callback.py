@@ -218,7 +218,7 @@ def default_attacks(batch_size: int = 8, pairs_at_once: int | None = None) -> di
 
 
 def _costs(costs: Mapping[str, Cost]) -> dict[str, Any]:
-    """costs.json: by "<attack>/<target>", "clean/<target>" and "8-bit/<target>"."""
+    """costs.json: by the parts that `VideoSweep.costs` names."""
     rates = {
         what: round((cost.pair_forwards + cost.pair_backwards) / cost.seconds, 3)
         for what, cost in costs.items()

@@ -2,7 +2,7 @@
 
 import math
 
-from attacks.statistics import Interval
+from attacks.group_bootstrap import Interval
 
 
 def percent(share: float | None) -> float | None:

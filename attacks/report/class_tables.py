@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.cells import percent, percents
 from attacks.report.results import Results
 from attacks.report.table import Table, Value
-from attacks.statistics import Interval, clustered_rate
+from attacks.statistics import clustered_rate
 
 
 class ClassCounts(NamedTuple):

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacks.columns import CellColumns
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell, Tally, frames_histogram
 from attacks.report.evidence_figures import budget_maps, class_bars, confusion_maps, media_bars, survival_curves
 from attacks.report.example_figures import example_frames, example_stack
@@ -17,7 +18,7 @@ from attacks.report.intervals import CellIntervals
 from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH, HATCHES, RC, accuracy_axes, style
 from attacks.report.table import spoken
-from attacks.statistics import Interval, averaged_rates
+from attacks.statistics import averaged_rates
 
 
 def write_figures(folder: Path, results: Results) -> dict[str, Path]:

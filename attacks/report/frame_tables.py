@@ -3,11 +3,12 @@
 import numpy as np
 
 from attacks.columns import QUALITIES
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell
 from attacks.report.cells import percent, percents, rounded
 from attacks.report.results import Results
 from attacks.report.table import Table, Value
-from attacks.statistics import Interval, clustered_mean, clustered_rate
+from attacks.statistics import clustered_mean, clustered_rate
 
 
 def perceptibility(results: Results) -> Table:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from attacks.columns import CellColumns, Columns
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell
-from attacks.statistics import Interval, Survival, clustered_mean, clustered_rates, survival
+from attacks.statistics import clustered_mean, clustered_rates
+from attacks.survival import Survival, survival
 
 Values = Callable[[CellColumns], np.ndarray]
 

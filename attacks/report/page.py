@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.gallery import gallery
 from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH
 from attacks.report.table import Table, spoken
-from attacks.statistics import Interval
 
 ROWS_SHOWN = 60
 """of a long table; the files hold all"""

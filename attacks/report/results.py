@@ -11,7 +11,7 @@ from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
 from attacks.report.intervals import CellIntervals, cell_intervals, survivals
-from attacks.statistics import Survival
+from attacks.survival import Survival
 
 NOISE = "noise"
 CONTROLS = (NOISE, "random_order", "first_to_last", "least_salient")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from attacks.statistics import clustered_mean, clustered_rates, mcnemar, survival, wilson
+from attacks.statistics import clustered_mean, clustered_rates, mcnemar, wilson
+from attacks.survival import survival
 
 pytestmark = pytest.mark.slow
 SAMPLES = 2000

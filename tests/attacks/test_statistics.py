@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from attacks.group_bootstrap import group_weights
 from attacks.statistics import (
     averaged_rates,
     clustered_mean,
     clustered_rate,
     clustered_rates,
     difference,
-    group_weights,
     mcnemar,
-    survival,
     wilson,
 )
+from attacks.survival import survival
 
 
 def test_wilson_is_newcombes_example() -> None:

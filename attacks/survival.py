@@ -1,0 +1,70 @@
+"""Frames to success as a survival curve with its band (Kaplan and Meier). Pure functions of arrays."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from attacks.group_bootstrap import LEVEL, RESAMPLES, effective_wilson, ratio, resampled_sums, strata_of
+
+
+class Survival(NamedTuple):
+    """Share of the attacked units that still stand after so many perturbed frames (Kaplan and Meier)."""
+
+    standing: np.ndarray
+    """(T+1,) for 0 … T frames"""
+    low: np.ndarray
+    high: np.ndarray
+    median: int | None
+    """frames after which at most half still stand; None when more than half stand at T"""
+    median_interval: tuple[int | None, int | None]
+    """where the band crosses one half; None beyond T"""
+
+
+def survival(
+    frames: np.ndarray,
+    success: np.ndarray,
+    last: int,
+    groups: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Survival:
+    """Frames to success as a survival curve: a unit that withstood is censored at the frames it was given.
+
+    The band is pointwise, made as that of `clustered_rates`; each unit is its own group when `groups` is None.
+
+    Args:
+        frames: (N,) frames perturbed, 1 … last.
+        success: (N,) bool.
+        last: T, all frames of a stack.
+        groups: (N,) index of each unit's group.
+        strata: (G,) class of each group.
+    """
+    frames, success = np.asarray(frames, int), np.asarray(success, bool)
+    if not len(frames) or frames.min() < 1 or frames.max() > last:
+        raise ValueError(f"{len(frames)} units with frames outside 1 … {last}: attacked units are needed, at least 1")
+    groups = np.arange(len(frames)) if groups is None else np.asarray(groups)
+    curve = stats.ecdf(stats.CensoredData.right_censored(frames, ~success)).sf
+    times = np.arange(last + 1)
+    standing = curve.evaluate(times)
+    # Of each group at each time: units that fell, and units that had stood until then.
+    strata = strata_of(strata, int(groups.max()) + 1 if strata is None else len(strata))
+    fell = np.zeros((len(strata), last + 1))
+    np.add.at(fell, (groups[success], frames[success]), 1)
+    left = np.zeros_like(fell)
+    np.add.at(left, (groups, frames), 1)
+    risk = left[:, ::-1].cumsum(1)[:, ::-1]
+    hazards = ratio(resampled_sums(fell, strata, resamples, seed), resampled_sums(risk, strata, resamples, seed))
+    variances = (1 - np.nan_to_num(hazards)).cumprod(1).var(0)
+    hazard, at_risk = np.nan_to_num(ratio(fell.sum(0), risk.sum(0))), risk.sum(0)
+    steps = np.nan_to_num(ratio(fell - hazard * risk, at_risk * (1 - hazard)))
+    influence = -standing * steps.cumsum(1)
+    units = int((left.sum(1) > 0).sum())
+    band = [effective_wilson(standing[t], variances[t], influence[:, t], strata, units, level) for t in times]
+    low, high = (np.array(side) for side in zip(*band, strict=True))
+    low[0] = high[0] = 1.0  # before the first frame all stand, by definition
+    crossings = [next((int(t) for t in times if side[t] <= 0.5), None) for side in (standing, low, high)]
+    return Survival(standing, low, high, crossings[0], (crossings[1], crossings[2]))
