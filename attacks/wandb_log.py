@@ -116,10 +116,9 @@ def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]
             yield curve_name(quantity, level, attack, target), values
             for end, bound in enumerate(BOUNDS):
                 ends = {e: getattr(bounds[e], about.field)[end] for e, value in values.items() if value is not None}
-                yield (
-                    curve_name(quantity, level, attack, target, bound),
-                    {e: None if np.isnan(value) else value for e, value in ends.items()},
-                )
+                ends = {e: value for e, value in ends.items() if not np.isnan(value)}
+                if ends:  # one-shot perturbs all frames, always: that mean has no interval
+                    yield curve_name(quantity, level, attack, target, bound), ends
 
 
 def _charts(
