@@ -30,7 +30,7 @@ def compare(first: Path, second: Path, more: list[Path] | None = None, output: P
         first: folder of a sweep, or the run folder that holds it; the differences are taken from this one.
         second: another one.
         more: further ones.
-        output: folder of page, tables and figure.
+        output: folder of page, tables and figure; not that of a sweep, whose own report it would write over.
     """
     made = write_comparison([sweep_folder(folder) for folder in (first, second, *(more or []))], output)
     print_tables(get_console(), made.tables)

@@ -79,11 +79,6 @@ class Attack(ABC):
         self.batch_size = batch_size
         self.pairs_at_once = pairs_at_once
 
-    @property
-    def settings(self) -> dict[str, str | int]:
-        """What decides the result: two attacks with the same settings give the same."""
-        return {"attack": self.name}
-
     def __call__(
         self,
         victim: Victim,

@@ -58,10 +58,6 @@ class IterativeSaliency(Attack):
             self.name += f" ({order})"
         self.begins = f"{order} {seed}" if order == "random" else order
 
-    @property
-    def settings(self) -> dict[str, str | int]:
-        return super().settings | ({"seed": self.seed} if self.order == "random" else {})
-
     def craft(
         self,
         work: WorkingSet,

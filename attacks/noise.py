@@ -28,10 +28,6 @@ class Noise(Attack):
         super().__init__(batch_size)
         self.seed = seed
 
-    @property
-    def settings(self) -> dict[str, str | int]:
-        return {**super().settings, "seed": self.seed}
-
     def craft(
         self,
         work: WorkingSet,

@@ -37,15 +37,18 @@ def survival(
     The band is pointwise, made as that of `clustered_rates`; each unit is its own group when `groups` is None.
 
     Args:
-        frames: (N,) frames perturbed, 1 … last.
+        frames: (N,) frames perturbed, 0 … last; a unit that was given none is censored at once.
         success: (N,) bool.
         last: T, all frames of a stack.
         groups: (N,) index of each unit's group.
         strata: (G,) class of each group.
     """
     frames, success = np.asarray(frames, int), np.asarray(success, bool)
-    if not len(frames) or frames.min() < 1 or frames.max() > last:
-        raise ValueError(f"{len(frames)} units with frames outside 1 … {last}: attacked units are needed, at least 1")
+    if not len(frames) or frames.min() < 0 or frames.max() > last or (frames[success] == 0).any():
+        raise ValueError(
+            f"{len(frames)} units, frames {frames.tolist()[:5]} …: at least one attacked unit is needed, with 0 to {last} "
+            "frames, and 1 at least where it fell"
+        )
     groups = np.arange(len(frames)) if groups is None else np.asarray(groups)
     curve = stats.ecdf(stats.CensoredData.right_censored(frames, ~success)).sf
     times = np.arange(last + 1)

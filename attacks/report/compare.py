@@ -33,8 +33,12 @@ def compare(folders: list[Path], output: Path) -> Comparison:
 
     Raises:
         FileNotFoundError: a folder holds no finished sweep.
-        ValueError: fewer than two sweeps, or none that share an attack.
+        ValueError: fewer than two sweeps, or none that share an attack; `output` is a sweep's own folder.
     """
+    if (output / "settings.json").exists():
+        raise ValueError(
+            f"{output} is the folder of a sweep, whose report this would write over: choose another (COMPARISON=DIR)"
+        )
     if len(folders) < 2:
         raise ValueError(f"{len(folders)} sweep to compare: give the folders of at least two")
     sweeps = dict(zip(sweep_names(folders), map(load_results, folders), strict=True))

@@ -10,6 +10,7 @@ from attacks.clean_pass import clean_pass
 from attacks.iterative_saliency import IterativeSaliency, Order
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
+from attacks.settings import attack_settings
 
 EPSILONS = (0.003, 0.012, 0.035)
 ATTACKS = [OneShot(), IterativeSaliency(), IterativeSaliency(refresh=True), Noise()]
@@ -298,10 +299,10 @@ def test_pairs_at_once_is_positive(make):
 
 def test_settings_tell_the_attacks_apart():
     others = [IterativeSaliency(refresh, order) for refresh in (False, True) for order in get_args(Order)[1:]]
-    settings = [a.settings for a in (*ATTACKS, Noise(seed=1), *others, IterativeSaliency(order="random", seed=1))]
+    attacks = (*ATTACKS, Noise(seed=1), *others, IterativeSaliency(order="random", seed=1))
+    settings = [attack_settings(attack) for attack in attacks]
     assert all(settings.count(one) == 1 for one in settings)
-    assert OneShot(batch_size=1).settings == OneShot(batch_size=2, pairs_at_once=3).settings
-    assert IterativeSaliency(seed=1).settings == IterativeSaliency().settings
+    assert attack_settings(OneShot(batch_size=1)) == attack_settings(OneShot(batch_size=2, pairs_at_once=3))
 
 
 @pytest.mark.parametrize("attack", [OneShot(), Noise()], ids=lambda attack: attack.name)

@@ -252,6 +252,13 @@ def test_a_comparison_of_other_stacks_is_of_independent_samples(report: Report, 
         assert row[4] is None and row[5] == 0 and row[6] == pytest.approx(-row[7], abs=0.02) and row[7] > 5
 
 
+def test_a_comparison_does_not_write_over_a_sweep(report: Report, less: Path) -> None:
+    before = (report.folder / "summary.txt").read_bytes()
+    with pytest.raises(ValueError, match="is the folder of a sweep"):
+        compare([report.folder, less], report.folder)
+    assert (report.folder / "summary.txt").read_bytes() == before
+
+
 def test_sweeps_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert sweep_names([tmp_path / "small" / "attack-sweep", tmp_path / "paper" / "attack-sweep"]) == ["small", "paper"]
     assert sweep_names([tmp_path / "a" / "x", tmp_path / "b" / "y"]) == ["x", "y"]

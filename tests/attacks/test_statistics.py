@@ -177,7 +177,10 @@ def test_survival_censors_what_withstands() -> None:
     assert (curve.low <= curve.standing).all() and (curve.standing <= curve.high).all()
     all_fall = survival(np.array([1, 2, 3, 3]), np.ones(4, bool), last=11)
     assert all_fall.median == 2 and all_fall.standing[3] == 0 < all_fall.high[3]
-    with pytest.raises(ValueError, match=r"frames outside 1 … 11"):
+    # One that the attack left alone tells nothing of any frame.
+    left_alone = survival(np.append(frames, 0), np.append(frames < 11, False), last=11)
+    assert left_alone.standing.tolist() == pytest.approx(curve.standing.tolist())
+    with pytest.raises(ValueError, match=r"with 0 to 11 frames"):
         survival(np.array([0, 3]), np.array([True, True]), last=11)
 
 
