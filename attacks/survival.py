@@ -46,8 +46,8 @@ def survival(
     frames, success = np.asarray(frames, int), np.asarray(success, bool)
     if not len(frames) or frames.min() < 0 or frames.max() > last or (frames[success] == 0).any():
         raise ValueError(
-            f"{len(frames)} units, frames {frames.tolist()[:5]} …: at least one attacked unit is needed, with 0 to {last} "
-            "frames, and 1 at least where it fell"
+            f"{len(frames)} units, frames {frames.tolist()[:5]} …: at least one attacked unit is needed, "
+            f"with 0 to {last} frames, and 1 at least where it fell"
         )
     groups = np.arange(len(frames)) if groups is None else np.asarray(groups)
     curve = stats.ecdf(stats.CensoredData.right_censored(frames, ~success)).sf
