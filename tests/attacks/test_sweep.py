@@ -16,6 +16,7 @@ from attacks.sweep_callback import default_attacks
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
 EPSILONS = (0.004, 0.02)
+NAMES = list(default_attacks())
 TRANSFER = ("one_shot", "iterative_saliency_rg", "noise")
 
 
@@ -49,7 +50,7 @@ def of(records: Sequence[Record], **fields: object) -> list[Record]:
 
 def test_one_row_for_each_level_stack_attack_target_and_epsilon(swept: VideoSweep) -> None:
     keys = [(r.level, r.stack, r.attack, r.target, r.epsilon) for r in swept.records]
-    assert len(set(keys)) == len(keys) == (7 + 1) * (2 + (4 + 3) * 2)
+    assert len(set(keys)) == len(keys) == (7 + 1) * (2 + (len(NAMES) + len(TRANSFER)) * 2)
     assert {(r.attack, r.target) for r in swept.records if r.target == "tvl1"} == {
         (name, "tvl1") for name in (CLEAN, *TRANSFER)
     }
@@ -60,7 +61,7 @@ def test_one_row_for_each_level_stack_attack_target_and_epsilon(swept: VideoSwee
 
 
 @pytest.mark.parametrize("target", ["flownet2", "tvl1"])
-@pytest.mark.parametrize("name", ["one_shot", "iterative_saliency", "iterative_saliency_rg", "noise"])
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_are_what_the_attack_alone_gives(
     name: str, target: str, swept: VideoSweep, video: Tensor, white_box: torch.nn.Module
 ) -> None:
@@ -116,7 +117,7 @@ def test_costs_are_the_pairs_that_the_systems_saw(video: Tensor) -> None:
     assert white_box.differentiated == sum(cost.pair_backwards for cost in swept.costs.values())
     assert swept.costs.keys() == {
         *(f"{what}/{target}" for what in (CLEAN, *TRANSFER, "8-bit", "quality") for target in ("flownet2", "tvl1")),
-        "iterative_saliency/flownet2",
+        *(f"{name}/flownet2" for name in NAMES),
     }
     for name, target in {(r.attack, r.target) for r in swept.records}:
         rows, cost = of(swept.records, attack=name, target=target), swept.costs[f"{name}/{target}"]
