@@ -4,10 +4,8 @@ The clean pass of each system is made once and shared, and so is the first step 
 target; the video level follows from the stack results at no cost.
 """
 
-import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
 from attacks.eight_bit import is_8bit
 from attacks.examples import Example, make_example, with_flow
+from attacks.meter import Meter
 from attacks.perceptibility import stack_quality
 from attacks.realisability import Row, realisability
 from attacks.records import CLEAN, Cost, Record
@@ -90,7 +89,7 @@ class Sweep:
         what the attacks on the white box made through 8 bits and video files.
         """
         systems = {self.system: white_box, **self.targets}
-        meter = _Meter(frames)
+        meter = Meter(frames)
         outcomes: dict[tuple[str, str], list[StackOutcomes]] = defaultdict(list)
         realised: list[Row] = []
         example, example_is_right = None, False
@@ -152,7 +151,7 @@ class Sweep:
         return [0.0] if attack == CLEAN else self.epsilons
 
     def _clean(
-        self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: "_Meter"
+        self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter
     ) -> tuple[CleanPass, AttackResult]:
         """The clean pass of a system, and the same as the result of an attack that does nothing."""
         gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
@@ -189,7 +188,7 @@ class Sweep:
         frames: Tensor,
         labels: Tensor,
         passes: dict[str, CleanPass],
-        meter: "_Meter",
+        meter: Meter,
     ) -> Iterator[tuple[str, str, AttackResult]]:
         """Attack, target and result: the clean systems, whose `passes` it fills in, then all attacks on the white box
         and the transferred ones on the others."""
@@ -226,7 +225,7 @@ class Sweep:
         labels: Tensor,
         clean: CleanPass,
         result: AttackResult,
-        meter: "_Meter",
+        meter: Meter,
     ) -> Tensor:
         """(E, B) bool: the judge is right once the adversarial frames are rounded to 8 bits.
 
@@ -253,32 +252,3 @@ class Sweep:
                 logits[rows] = batched.logits(rounded, flow, rows)
             meter.pair_forwards[f"8-bit/{target}"] += int(pairs.sum())
         return logits.argmax(1).unflatten(0, (-1, len(labels))) == labels
-
-
-class _Meter:
-    """What the parts of a sweep cost, on the device of these frames."""
-
-    def __init__(self, frames: Tensor) -> None:
-        self._cuda = frames.device if frames.is_cuda else None
-        self._seconds: dict[str, float] = defaultdict(float)
-        self.pair_forwards: Counter[str] = Counter()
-        self.pair_backwards: Counter[str] = Counter()
-
-    @contextmanager
-    def clock(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self._cuda is not None:
-            torch.cuda.synchronize(self._cuda)
-        self._seconds[what] += time.perf_counter() - start
-
-    def count(self, what: str, result: AttackResult) -> None:
-        self.pair_forwards[what] += int(result.pair_forwards.sum())
-        self.pair_backwards[what] += int(result.pair_backwards.sum())
-
-    @property
-    def costs(self) -> dict[str, Cost]:
-        return {
-            what: Cost(seconds, self.pair_forwards[what], self.pair_backwards[what])
-            for what, seconds in self._seconds.items()
-        }
