@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batches import FlowStackBatch
 from datamodules.flow_codec import FLOW_BOUND, decode
 from datamodules.flow_store import FlowStore
-from datamodules.transforms import centre_crop, flip_flow, random_square, resize_flow
+from datamodules.transforms import centre_crop, erase_flow, flip_flow, random_square, resize_flow, reverse_flow
 from datamodules.video_data import FlowData
 from datamodules.video_dataset import Clip, VideoDataset
 
@@ -27,6 +27,10 @@ class FlowStacks(FlowData):
         scales: sides of the random training crops, as fractions of the frame's shorter side.
         flip: mirror half of the training stacks (u is negated). Not in the paper; wrong where left and right are
             classes.
+        reverse: play half of the training stacks backwards (`reverse_flow`). Not in the paper; wrong where an action
+            and its undoing are classes.
+        erase: share of the crop's area that random erasing covers in half of the training stacks; 0: none. Not in the
+            paper.
         stack_length: frames of a stack.
         stacks_per_clip: training stacks drawn from each clip in an epoch.
         batch_size: stacks in a training step, over all processes.
@@ -43,6 +47,8 @@ class FlowStacks(FlowData):
         crop: int = 224,
         scales: tuple[float, ...] = (1.0, 0.875, 0.75),
         flip: bool = False,
+        reverse: bool = False,
+        erase: float = 0.0,
         stack_length: int = 11,
         stacks_per_clip: int = 1,
         batch_size: int = 32,
@@ -65,9 +71,11 @@ class FlowStacks(FlowData):
             raise ValueError(
                 f"scales {scales}: each must lie above 0 and at most at 1, a fraction of the frame's shorter side"
             )
+        if not 0 <= erase < 1:
+            raise ValueError(f"erase {erase}: a share of the crop's area, from 0 to below 1")
         self.crop = crop
         self.scales = tuple(scales)
-        self.flip = flip
+        self.flip, self.reverse, self.erase = flip, reverse, erase
         self.stacks_per_clip = stacks_per_clip
         self.batch_size = batch_size
 
@@ -82,6 +90,8 @@ class FlowStacks(FlowData):
             crop=self.crop,
             scales=self.scales,
             flip=self.flip,
+            reverse=self.reverse,
+            erase=self.erase,
         )
         size = self.per_process(self.batch_size)
         return self.loader(data, shuffle=True, batch_size=size, drop_last=self.per_process(len(data)) > size)
@@ -107,10 +117,13 @@ class RandomStacks(Dataset[FlowStackBatch]):
         length: int,
         crop: int,
         scales: tuple[float, ...],
-        flip: bool,
+        flip: bool = False,
+        reverse: bool = False,
+        erase: float = 0.0,
     ) -> None:
         self.store, self.clips, self.counts = store, clips, counts
         self.length, self.crop, self.scales, self.flip = length, crop, scales, flip
+        self.reverse, self.erase = reverse, erase
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -126,6 +139,10 @@ class RandomStacks(Dataset[FlowStackBatch]):
             flow = resize_flow(flow, self.crop, self.crop).clamp(-FLOW_BOUND, FLOW_BOUND)
         if self.flip and torch.rand(()) < 0.5:
             flow = flip_flow(flow)
+        if self.reverse and torch.rand(()) < 0.5:
+            flow = reverse_flow(flow)
+        if self.erase and torch.rand(()) < 0.5:
+            flow = erase_flow(flow, self.erase)
         return FlowStackBatch(flow.flatten(0, 1), torch.tensor(clip.label), torch.tensor(index))
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import erase
 
 
 def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
@@ -14,6 +15,21 @@ def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
 def flip_flow(flow: Tensor) -> Tensor:
     """Flow (…, 2, H, W) of the horizontally mirrored frames."""
     return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(2, 1, 1)
+
+
+def reverse_flow(flow: Tensor) -> Tensor:
+    """Flow fields (T, 2, H, W) of the video played backwards, nearly: last field first, every vector turned round. (The
+    true one lies where the vectors end, not where they begin.)"""
+    return -flow.flip(0)
+
+
+def erase_flow(flow: Tensor, share: float) -> Tensor:
+    """Random erasing (Zhong et al. 2020) of flow (…, H, W): a square of `share` of the area, at one random place in all
+    planes, becomes the plane's mean, a motion like that of the whole picture."""
+    height, width = flow.shape[-2:]
+    side = min(height, width, round((share * height * width) ** 0.5))
+    top, left = int(torch.randint(height - side + 1, ())), int(torch.randint(width - side + 1, ()))
+    return erase(flow, top, left, side, side, flow.mean((-2, -1), keepdim=True))
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """ResNet on a flow stack (section 4: ResNet-152, input 20×224×224, one network per flow algorithm).
 
-torchvision's network with another first convolution. Departures: any depth, any input of 32 pixels or more, dropout.
+torchvision's network with another first convolution. Departures: any depth, any input of 32 pixels or more, dropout,
+mean flow subtraction.
 """
 
 from pathlib import Path
@@ -28,6 +29,9 @@ class ResNet(nn.Module):
             (Wang et al. 2016, cross-modality pre-training); the last layer stays random.
         dropout: share of the features dropped before the last layer in training.
         flow_scale: pixels of flow that become 1.
+        subtract_mean: take its mean vector from each flow field first, and with it most of the camera's motion ("mean
+            flow subtraction", Simonyan and Zisserman 2014, section 3.1). Not in the paper; wrong where the classes
+            differ by the motion of the whole picture.
 
     Raises:
         FileNotFoundError, CheckpointError: the ImageNet file is missing, or is not of this depth; names it.
@@ -43,9 +47,11 @@ class ResNet(nn.Module):
         imagenet: bool | Path = False,
         dropout: float = 0.0,
         flow_scale: float = UNIT_SCALE,
+        subtract_mean: bool = False,
     ) -> None:
         super().__init__()
         self.depth, self.stack_length, self.dropout, self.flow_scale = depth, stack_length, dropout, flow_scale
+        self.subtract_mean = subtract_mean
         network = torchvision.models.get_model(f"resnet{depth}")
         if imagenet:
             _load_imagenet(network, depth, imagenet)
@@ -61,6 +67,7 @@ class ResNet(nn.Module):
             "depth": self.depth,
             "stack_length": self.stack_length,
             "flow_scale": self.flow_scale,
+            "subtract_mean": self.subtract_mean,
             "torchvision": torchvision.__version__,
         }
 
@@ -77,6 +84,8 @@ class ResNet(nn.Module):
                 f"{expected} channels, u and v of {self.stack_length} flow fields; make `stack_length` of the "
                 "classifier one less than the frames of a stack"
             )
+        if self.subtract_mean:
+            flow = flow - flow.mean((-2, -1), keepdim=True)
         return self.network((flow / self.flow_scale).contiguous(memory_format=torch.channels_last))
 
 

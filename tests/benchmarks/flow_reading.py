@@ -67,9 +67,7 @@ def main() -> None:
                 for clip, start in zip(which, starts, strict=True):
                     store.read_planes(clip, int(start), FIELDS)
 
-            stacks = RandomStacks(
-                store, which, [options.fields] * len(which), length=FIELDS, crop=224, scales=(1.0,), flip=False
-            )
+            stacks = RandomStacks(store, which, [options.fields] * len(which), length=FIELDS, crop=224, scales=(1.0,))
 
             def load(stacks: Dataset = stacks) -> None:
                 for index in range(options.stacks):

@@ -109,6 +109,29 @@ def test_scales_are_fractions(flow_options):
         FlowStacks(**flow_options, scales=(1.5,))
 
 
+def test_an_erased_share_is_below_the_whole(flow_options):
+    with pytest.raises(ValueError, match=r"erase 1\.0"):
+        FlowStacks(**flow_options, erase=1.0)
+
+
+def test_training_stacks_are_augmented_and_test_stacks_are_not(flow_options):
+    plain = FlowStacks(**flow_options, crop=32, scales=(1.0,))
+    plain.prepare_data()
+    for option in ({"reverse": True}, {"erase": 0.25}, {"flip": True}):
+        data = FlowStacks(**flow_options, crop=32, scales=(1.0,), **option)
+        stacks, changed = plain.train_dataloader().dataset, data.train_dataloader().dataset
+        differing = 0
+        for seed in range(20):
+            drawn = []
+            for dataset in (stacks, changed):
+                torch.manual_seed(seed)
+                drawn.append(dataset[0].flow)
+            differing += not torch.equal(*drawn)
+        assert 3 < differing < 17, option  # half of 20, give or take three deviations
+        for before, after in zip(plain.val_dataloader().dataset, data.val_dataloader().dataset, strict=True):
+            assert torch.equal(before.flow, after.flow)
+
+
 def test_frames_are_scaled_exactly():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     assert torch.equal(torch.round(to_frames(levels) * 255).byte(), torch.from_numpy(levels).movedim(-1, -3))

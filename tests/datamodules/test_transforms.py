@@ -36,6 +36,32 @@ def test_a_horizontal_flip_negates_u():
     assert torch.allclose(estimated(shifted_pair(3, -2).flip(-1)), flipped[0, :, 0, 0], atol=0.1)
 
 
+def test_reversed_flow_is_that_of_the_video_played_backwards():
+    pair = shifted_pair(3, -2)
+    video = torch.stack([pair[0], pair[1], shifted_pair(5, 2)[1]])  # moves by (3, -2), then by (2, 4)
+    flow = torch.cat([constant(3, -2), constant(2, 4)])
+    reversed_flow = transforms.reverse_flow(flow)
+    for field, backwards in zip(reversed_flow, video.flip(0).unfold(0, 2, 1).movedim(-1, 1), strict=True):
+        assert torch.allclose(estimated(backwards), field[:, 0, 0], atol=0.1)
+
+
+def test_erasing_puts_the_mean_into_one_square_of_all_planes():
+    torch.manual_seed(0)
+    flow = torch.randn(10, 2, 40, 30)
+    places = set()
+    for _ in range(20):
+        changed = transforms.erase_flow(flow, 0.12) != flow
+        assert (changed == changed[:1, :1]).all()
+        rows, columns = changed[0, 0].any(1).nonzero()[:, 0], changed[0, 0].any(0).nonzero()[:, 0]
+        assert len(rows) == len(columns) == 12  # the root of 0.12 x 40 x 30
+        assert changed[0, 0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        places.add((int(rows[0]), int(columns[0])))
+    assert len(places) > 10
+    erased = transforms.erase_flow(flow, 0.12)
+    means = flow.mean((-2, -1), keepdim=True).expand_as(flow)
+    assert torch.equal(erased[erased != flow], means[erased != flow])
+
+
 def test_pair_flips_keep_flow_and_frames_together():
     torch.manual_seed(0)
     seen = set()

@@ -18,6 +18,19 @@ def test_it_is_torchvisions_network_on_the_scaled_stack(depth: int) -> None:
     torch.testing.assert_close(network(flow), reference.double().eval()(flow / 5.0))
 
 
+def test_mean_subtraction_hides_the_camera_motion_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    network = ResNet(num_classes=7, depth=18, stack_length=3, subtract_mean=True).double().eval()
+    flow = 5 * torch.randn(2, 6, 64, 64, dtype=torch.float64)
+    panned = flow + 3 * torch.randn(2, 6, 1, 1, dtype=torch.float64)  # its own vector for each field
+    torch.testing.assert_close(network(panned), network(flow))
+    network.subtract_mean = False
+    centred = flow - flow.mean((-2, -1), keepdim=True)
+    plain = network(centred)
+    network.subtract_mean = True
+    torch.testing.assert_close(network(flow), plain)
+
+
 @pytest.mark.parametrize("size", [56, 112])
 def test_small_inputs_work(size: int) -> None:
     assert ResNet(num_classes=5, depth=18).eval()(torch.randn(1, 20, size, size)).shape == (1, 5)
