@@ -5,8 +5,11 @@ target; the video level follows from the stack results at no cost.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from threading import Event
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,13 @@ from attacks.realisability import Row, realisability
 from attacks.records import CLEAN, Cost, Record
 from attacks.stack_outcomes import StackOutcomes, join, records_of, stack_outcomes
 from attacks.victim import BatchedVictim, Victim, under_attack
+
+
+class OnTarget(NamedTuple):
+    """What became of some stacks on one target, by attack; the results only where they are asked for."""
+
+    outcomes: dict[str, StackOutcomes]
+    results: dict[str, AttackResult]
 
 
 class VideoSweep(NamedTuple):
@@ -89,24 +99,23 @@ class Sweep:
         what the attacks on the white box made through 8 bits and video files.
         """
         systems = {self.system: white_box, **self.targets}
-        meter = Meter(frames)
+        meters = {target: Meter(frames) for target in systems}
         outcomes: dict[tuple[str, str], list[StackOutcomes]] = defaultdict(list)
         realised: list[Row] = []
         example, example_is_right = None, False
         for start in range(0, len(frames), self.batch_size):
             chunk = frames[start : start + self.batch_size]
             labels = torch.full((len(chunk),), label, device=chunk.device)
-            passes: dict[str, CleanPass] = {}
-            of_white_box: dict[str, AttackResult] = {}
-            for name, target, result in self._results(systems, chunk, labels, passes, meter):
-                right = self._right_in_8bit(target, systems[target], chunk, labels, passes[target], result, meter)
-                with meter.clock(f"quality/{target}"):
-                    quality = stack_quality(chunk, result.adversarial, passes[target].flow, result.flow)
-                outcomes[name, target].append(stack_outcomes(result, right, quality))
-                if target != self.system:
-                    continue
-                if realise:
-                    with meter.clock(f"realise/{target}"):
+            clean = self._clean(self.system, white_box, chunk, labels, meters[self.system])
+            work = partial(self._on_target, systems, chunk, labels, clean, meters, keep=keep_example or realise)
+            made = _side_by_side(work, systems)
+            for target in systems:
+                for name, of_stacks in made[target].outcomes.items():
+                    outcomes[name, target].append(of_stacks)
+            of_white_box = made[self.system].results
+            if realise:
+                with meters[self.system].clock(f"realise/{self.system}"):
+                    for name, result in of_white_box.items():
                         realised += realisability(
                             white_box,
                             chunk,
@@ -116,22 +125,21 @@ class Sweep:
                             clip=clip,
                             first_stack=start,
                             attack=name,
-                            target=target,
+                            target=self.system,
                             batch_size=self.batch_size,
                         )
-                if keep_example and name != CLEAN:
-                    of_white_box[name] = result
             if keep_example and not example_is_right:
-                right_when_clean = passes[self.system].logits.argmax(1) == labels
+                right_when_clean = clean.logits.argmax(1) == labels
                 example_is_right = bool(right_when_clean.any())
                 if example is None or example_is_right:
                     item = int(right_when_clean.int().argmax())
-                    example = make_example(clip, start + item, item, chunk, of_white_box, self.epsilons)
+                    attacked = {name: result for name, result in of_white_box.items() if name != CLEAN}
+                    example = make_example(clip, start + item, item, chunk, attacked, self.epsilons)
                     example = with_flow(example, white_box, chunk)
         joined = {key: join(parts) for key, parts in outcomes.items()}
         records = [
             record
-            for (name, target), of_stacks in joined.items()
+            for (name, target), of_stacks in sorted(joined.items(), key=lambda item: item[0][0] != CLEAN)
             for record in records_of(
                 joined[CLEAN, target],
                 of_stacks,
@@ -145,18 +153,43 @@ class Sweep:
                 attack=name,
             )
         ]
-        return VideoSweep(records, example, meter.costs, realised)
+        costs = {what: cost for meter in meters.values() for what, cost in meter.costs.items()}
+        return VideoSweep(records, example, costs, realised)
 
     def _epsilons(self, attack: str) -> Sequence[float]:
         return [0.0] if attack == CLEAN else self.epsilons
 
-    def _clean(
-        self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter
-    ) -> tuple[CleanPass, AttackResult]:
-        """The clean pass of a system, and the same as the result of an attack that does nothing."""
+    def _on_target(
+        self,
+        systems: Mapping[str, Victim],
+        frames: Tensor,
+        labels: Tensor,
+        clean: CleanPass,
+        meters: Mapping[str, Meter],
+        target: str,
+        stopped: Event,
+        *,
+        keep: bool,
+    ) -> OnTarget:
+        """The clean stacks and all attacks on one target; `clean` is the white box's pass, `keep` its results, too."""
+        judge, meter, made = systems[target], meters[target], OnTarget({}, {})
+        is_white_box = target == self.system
+        judged = clean if is_white_box else self._clean(target, judge, frames, labels, meter)
+        for name, result in self._results(systems[self.system], target, judge, frames, labels, clean, judged, meter):
+            right = self._right_in_8bit(target, judge, frames, labels, judged, result, meter)
+            with meter.clock(f"quality/{target}"):
+                quality = stack_quality(frames, result.adversarial, judged.flow, result.flow)
+            made.outcomes[name] = stack_outcomes(result, right, quality)
+            if keep and is_white_box:
+                made.results[name] = result
+            if stopped.is_set():
+                break
+        return made
+
+    def _clean(self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass:
         gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
         with meter.clock(f"clean/{target}"):
-            clean = clean_pass(
+            return clean_pass(
                 judge,
                 frames,
                 labels,
@@ -164,58 +197,46 @@ class Sweep:
                 batch_size=self.batch_size,
                 pairs_at_once=self.pairs_at_once,
             )
-        pairs = torch.full_like(labels, frames.shape[1] - 1)[None]
-        unperturbed = AttackResult(
-            adversarial=frames[None],
-            flow=None if clean.flow is None else clean.flow[None],
-            logits=clean.logits[None],
-            labels=labels,
-            attacked=clean.logits.argmax(1) == labels,
-            success=torch.zeros_like(labels, dtype=torch.bool)[None],
-            frames_perturbed=torch.zeros_like(labels)[None],
-            frame_order=torch.full((1, *frames.shape[:2]), -1, device=frames.device),
-            step_logits=None,
-            pair_forwards=pairs,
-            pair_backwards=pairs if gradient else torch.zeros_like(pairs),
-            first_step=None,
-        )
-        meter.count(f"clean/{target}", unperturbed)
-        return clean, unperturbed
 
     def _results(
         self,
-        systems: Mapping[str, Victim],
+        white_box: Victim,
+        target: str,
+        judge: Victim,
         frames: Tensor,
         labels: Tensor,
-        passes: dict[str, CleanPass],
+        clean: CleanPass,
+        judged: CleanPass,
         meter: Meter,
-    ) -> Iterator[tuple[str, str, AttackResult]]:
-        """Attack, target and result: the clean systems, whose `passes` it fills in, then all attacks on the white box
-        and the transferred ones on the others."""
-        for target, judge in systems.items():
-            passes[target], unperturbed = self._clean(target, judge, frames, labels, meter)
-            yield CLEAN, target, unperturbed
-        for target, judge in systems.items():
-            black_box = target != self.system
-            first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
-            for name, attack in self.attacks.items():
-                if black_box and name not in self.transfer:
-                    continue
-                with meter.clock(f"{name}/{target}"):
-                    result = attack(
-                        systems[self.system],
-                        frames,
-                        labels,
-                        self.epsilons,
-                        stop_on=judge if black_box else None,
-                        clean=passes[self.system],
-                        stop_on_clean=passes[target] if black_box else None,
-                        first_step=None if attack.begins is None else first_steps.get(attack.begins),
-                    )
-                meter.count(f"{name}/{target}", result)
-                if attack.begins is not None and result.first_step is not None:
-                    first_steps[attack.begins] = result.first_step
-                yield name, target, result
+    ) -> Iterator[tuple[str, AttackResult]]:
+        """Attack and result: the clean target, then all attacks on the white box or the transferred ones on another.
+
+        Args:
+            clean, judged: the clean passes of the white box and of the target.
+        """
+        black_box = target != self.system
+        unperturbed = _unperturbed(frames, labels, judged)
+        meter.count(f"clean/{target}", unperturbed)
+        yield CLEAN, unperturbed
+        first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
+        for name, attack in self.attacks.items():
+            if black_box and name not in self.transfer:
+                continue
+            with meter.clock(f"{name}/{target}"):
+                result = attack(
+                    white_box,
+                    frames,
+                    labels,
+                    self.epsilons,
+                    stop_on=judge if black_box else None,
+                    clean=clean,
+                    stop_on_clean=judged if black_box else None,
+                    first_step=None if attack.begins is None else first_steps.get(attack.begins),
+                )
+            meter.count(f"{name}/{target}", result)
+            if attack.begins is not None and result.first_step is not None:
+                first_steps[attack.begins] = result.first_step
+            yield name, result
 
     def _right_in_8bit(
         self,
@@ -252,3 +273,38 @@ class Sweep:
                 logits[rows] = batched.logits(rounded, flow, rows)
             meter.pair_forwards[f"8-bit/{target}"] += int(pairs.sum())
         return logits.argmax(1).unflatten(0, (-1, len(labels))) == labels
+
+
+def _unperturbed(frames: Tensor, labels: Tensor, clean: CleanPass) -> AttackResult:
+    """A clean pass as the result of an attack that does nothing."""
+    pairs = torch.full_like(labels, frames.shape[1] - 1)[None]
+    return AttackResult(
+        adversarial=frames[None],
+        flow=None if clean.flow is None else clean.flow[None],
+        logits=clean.logits[None],
+        labels=labels,
+        attacked=clean.logits.argmax(1) == labels,
+        success=torch.zeros_like(labels, dtype=torch.bool)[None],
+        frames_perturbed=torch.zeros_like(labels)[None],
+        frame_order=torch.full((1, *frames.shape[:2]), -1, device=frames.device),
+        step_logits=None,
+        pair_forwards=pairs,
+        pair_backwards=torch.zeros_like(pairs) if clean.gradient is None else pairs,
+        first_step=None,
+    )
+
+
+def _side_by_side(work: Callable[[str, Event], OnTarget], systems: Mapping[str, Victim]) -> dict[str, OnTarget]:
+    """What `work` makes of each system: one after another, and beside them, each in a thread of its own, those without
+    a gradient, whose flow is computed on the CPU (TV-L1, Farneback). If one fails, the event tells the others to stop.
+    """
+    threads = [name for name, system in systems.items() if getattr(system, "differentiable", True) is False]
+    stopped = Event()
+    # Modes are set once for all: a thread that restored them would turn back a system that another one is running.
+    with under_attack(*systems.values()), ThreadPoolExecutor(max(1, len(threads))) as pool:
+        try:
+            beside = {name: pool.submit(work, name, stopped) for name in threads}
+            made = {name: work(name, stopped) for name in systems if name not in threads}
+            return made | {name: future.result() for name, future in beside.items()}
+        finally:
+            stopped.set()
