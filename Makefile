@@ -133,13 +133,13 @@ compare: | $(INSTALLED) ## sweeps side by side, SWEEPS="runs/small runs/other"; 
 	$(VENV)/bin/python -m attacks compare $(wordlist 1,2,$(SWEEPS)) --output=$(COMPARISON) $(if $(word 3,$(SWEEPS)),--more='[$(subst $() ,$(comma),$(wordlist 3,99,$(SWEEPS)))]')
 
 check-paths: $(CLASSIFIERS) ## classes from stored PNG flow, memory and lossless video must agree on every test stack
-	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml --stores $(RUN)/flow --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
+	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml $(SWEEP_ARGS) --stores $(RUN)/flow --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
 
 export-clips: $(RESULTS) ## the sweep's examples as video files, judged; EXPORT_ARGS="--clips=[…] --lpips=alexnet.pth"
-	$(LIGHTNING).exported_clips export --config $(CONFIG)/attack-sweep.yaml --sweep $(RUN)/attack-sweep --output $(RUN)/clips $(EXPORT_ARGS)
+	$(LIGHTNING).exported_clips export --config $(CONFIG)/attack-sweep.yaml $(SWEEP_ARGS) --sweep $(RUN)/attack-sweep --output $(RUN)/clips $(EXPORT_ARGS)
 
 evaluate-clips: $(CLASSIFIERS) ## read the exported video files and judge them again: the same verdicts, or an error
-	$(LIGHTNING).exported_clips evaluate --config $(CONFIG)/attack-sweep.yaml --exported $(RUN)/clips
+	$(LIGHTNING).exported_clips evaluate --config $(CONFIG)/attack-sweep.yaml $(SWEEP_ARGS) --exported $(RUN)/clips
 
 wandb-workspace: $(RESULTS) ## a saved W&B workspace of the sweep and its trainings, once their runs are online
 	$(LIGHTNING).wandb_workspace $(RUN)/attack-sweep --group $(WANDB_RUN_GROUP) $(WORKSPACE_ARGS)

@@ -1,6 +1,7 @@
 """How visible an attack is: PSNR, SSIM, temporal flicker, and how far it moves the flow. Pure functions.
 
-Only the frames that an attack perturbed count: the clean ones of a sparse attack (section 3.4) would flatter it.
+PSNR and SSIM are of the frames that an attack perturbed: the clean ones of a sparse attack (section 3.4) would flatter
+it. Flicker and end-point error are of the whole stack, which is what a viewer sees and what the classifier gets.
 """
 
 import math
@@ -71,7 +72,7 @@ def peak_signal_to_noise(clean: Tensor, adversarial: Tensor, perturbed: Tensor) 
 
 
 def temporal_flicker(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """Mean absolute change (E, B) of the perturbation from a frame to the next, in grey levels of 255.
+    """Mean absolute change (E, B) of the perturbation from each frame to the next, in grey levels of 255.
 
     Our measure: a perturbation that stands still, like dirt on a lens, has none, however large.
     """

@@ -59,17 +59,39 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / "settings.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; all processes of a sweep need one folder that all of them see")
-    there, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(settings)))
-    differences = [
-        f"{key} is {_quoted(there, key)} there and {_quoted(here, key)} now"
-        for key in dict.fromkeys([*there, *here])
-        if _quoted(there, key) != _quoted(here, key)
-    ]
-    if differences:
+    if found := differences(json.loads(path.read_text()), settings):
         raise ValueError(
-            f"{folder} holds the records of a sweep with other settings: {'; '.join(differences)}. "
+            f"{folder} holds the records of a sweep with other settings: {'; '.join(found)}. "
             "Give this sweep another output folder, or remove that one"
         )
+
+
+def check_systems(folder: Path, systems: Mapping[str, Victim]) -> None:
+    """Refuse systems that are not those of the sweep in `folder`.
+
+    Raises:
+        FileNotFoundError: the folder holds no sweep.
+        ValueError: names each difference.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there; the folder of a sweep is needed")
+    here = {name: victim_settings(system) for name, system in systems.items()}
+    if found := differences(json.loads(path.read_text())["systems"], here):
+        raise ValueError(
+            f"the sweep in {folder} attacked other systems than these: {'; '.join(found)}. Give the same options as to "
+            'the sweep (with make: SWEEP_ARGS="…"), or run it anew'
+        )
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What stored settings and those of now do not have in common, an entry each."""
+    flat_there, flat_here = _flat(dict(there)), _flat(json.loads(json.dumps(here)))
+    return [
+        f"{key} is {_quoted(flat_there, key)} there and {_quoted(flat_here, key)} now"
+        for key in dict.fromkeys([*flat_there, *flat_here])
+        if _quoted(flat_there, key) != _quoted(flat_here, key)
+    ]
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:

@@ -10,16 +10,22 @@ from pytorch_lightning.cli import LightningArgumentParser
 from attacks.clip_export import export_clips, reevaluate
 from attacks.examples import load_examples
 from attacks.lpips import Lpips
+from attacks.settings import check_systems
 from lightning_modules.attacked_systems import AttackedSystems
 from lightning_modules.cli import main
 
 
 class ExportClips(AttackedSystems):
-    """Writes the video files and clips.json."""
+    """Writes the video files and clips.json.
+
+    Raises:
+        ValueError: the systems are not those that the sweep attacked; a clip of which it kept no example.
+    """
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(args)
         sweep, folder = Path(self.config["sweep"]), Path(self.config["output"])
+        check_systems(sweep, self.systems)
         examples = load_examples(sweep / "examples")
         if self.config["clips"]:
             kept = [example.clip for example in examples]

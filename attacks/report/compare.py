@@ -1,6 +1,7 @@
 """Sweeps side by side: another dataset, classifier, flow estimator or defence. One table, one figure, one page.
 
-What stacks two sweeps have in common is compared pairwise; without any, they are independent samples.
+What stacks two sweeps have in common is compared pairwise. Without any, or where the same name may be another stack
+(other classes, another cut into stacks, other videos), they are independent samples.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from attacks.report.style import DOTS_PER_INCH, RC, STYLES, accuracy_axes
 from attacks.report.table import BETWEEN, Table, Value, spoken
 from attacks.report.tables import write_tables
 from attacks.statistics import difference, mcnemar
+
+_WHICH_AND_HOW_LARGE = {"clips", "max_clips", "max_stacks", "frame_size"}
 
 
 class Comparison(NamedTuple):
@@ -77,7 +80,8 @@ def sweep_names(folders: list[Path]) -> list[str]:
         names = ["/".join(name[-length:]) for name in parts]
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"{folders[0]} is given twice: two different sweeps are needed")
+    twice = next(folder for k, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:k]})
+    raise ValueError(f"{twice} is given twice: different sweeps are needed")
 
 
 def side_by_side(sweeps: Mapping[str, Results], attacks: list[str]) -> Table:
@@ -125,8 +129,8 @@ def differences(sweeps: Mapping[str, Results], attacks: list[str]) -> Table:
         ],
         rows=rows,
         notes=[
-            "Over the stacks that both sweeps saw, pairwise, where there are any; else (–) over all stacks of each, as "
-            "independent samples. low, high: 95 % interval.",
+            "Over the stacks that both sweeps saw, pairwise; without any, or where classes or dataset "
+            "differ in more than the frames' size, (–) over all stacks of each, as independent samples. low, high: 95 %.",
         ],
         printed=True,
     )
@@ -158,7 +162,7 @@ def _difference(other: Results, first: Results, attack: str, epsilon: float) -> 
     """Common stacks, difference and its interval."""
     names = first.columns.unit_names
     mine, theirs = (_standing(results, attack, epsilon) for results in (other, first))
-    common = [key for key in mine if key in theirs]
+    common = [key for key in mine if key in theirs] if _same_stacks(other, first) else []
     if common:
         groups = first.columns.groups[[names[key] for key in common]]
         both = [np.array([standing[key] for key in common]) for standing in (mine, theirs)]
@@ -168,6 +172,15 @@ def _difference(other: Results, first: Results, attack: str, epsilon: float) -> 
     p, q = other.tallies[cells[0]].accuracy, first.tallies[cells[1]].accuracy
     interval = difference(p, q, other.intervals[cells[0]].accuracy, first.intervals[cells[1]].accuracy)
     return [None, percent(p - q), *percents(interval)]
+
+
+def _same_stacks(one: Results, other: Results) -> bool:
+    """A clip and a number name the same stack in both; which stacks were taken, and how large they are, may differ."""
+    kept = [
+        {key: value for key, value in results.settings.get("dataset", {}).items() if key not in _WHICH_AND_HOW_LARGE}
+        for results in (one, other)
+    ]
+    return kept[0] == kept[1] and one.classes == other.classes
 
 
 def _standing(results: Results, attack: str, epsilon: float) -> dict[tuple[str, int | None], bool]:

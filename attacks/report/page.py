@@ -112,7 +112,7 @@ def headline_numbers(results: Results) -> list[Number]:
     if curve is not None:
         low, high = ("more" if end is None else str(end) for end in curve.median_interval)
         median = f"> {results.frames}" if curve.median is None else str(curve.median)
-        words = f"frames, of {results.frames}, until half of the stacks are fooled, at that ε"
+        words = f"frames, of {results.frames}, until half of the stacks it had right are fooled, at that ε"
         numbers.append(Number(median, f"{low}–{high}", words))
     return numbers
 
