@@ -132,8 +132,9 @@ compare: | $(INSTALLED) ## sweeps side by side, SWEEPS="runs/small runs/other"; 
 	$(if $(word 2,$(SWEEPS)),,$(error compare: give at least two sweeps, SWEEPS="DIR DIR"))
 	$(VENV)/bin/python -m attacks compare $(wordlist 1,2,$(SWEEPS)) --output=$(COMPARISON) $(if $(word 3,$(SWEEPS)),--more='[$(subst $() ,$(comma),$(wordlist 3,99,$(SWEEPS)))]')
 
-check-paths: $(CLASSIFIERS) ## classes from stored PNG flow, memory and lossless video must agree on every test stack
-	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml $(SWEEP_ARGS) --stores $(RUN)/flow --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
+check-paths: $(RESULTS) ## classes from stored PNG flow, memory and lossless video must agree on every test stack
+	$(LIGHTNING).prediction_paths --config $(CONFIG)/attack-sweep.yaml $(SWEEP_ARGS) --stores $(RUN)/flow --sweep $(RUN)/attack-sweep --data.init_args.max_clips=null --data.init_args.max_stacks=null $(PATHS_ARGS)
+	$(VENV)/bin/python -m attacks report $(RUN)
 
 export-clips: $(RESULTS) ## the sweep's examples as video files, judged; EXPORT_ARGS="--clips=[…] --lpips=alexnet.pth"
 	$(LIGHTNING).exported_clips export --config $(CONFIG)/attack-sweep.yaml $(SWEEP_ARGS) --sweep $(RUN)/attack-sweep --output $(RUN)/clips $(EXPORT_ARGS)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from attacks.clean_pass import clean_pass
 from attacks.eight_bit import to_bytes, to_frames
+from attacks.report.path_table import write_paths
+from attacks.settings import check_systems
 from attacks.video_files import read_video, write_lossless
 from datamodules.batches import VideoBatch
 from datamodules.flow_codec import decode, encode
@@ -48,6 +50,10 @@ class Agreement:
     """stacks that float flow puts in another class than 8-bit flow"""
     differing: list[str] = field(default_factory=list)
     """clip and stack of each difference among the three"""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name != "differing"}
 
 
 def check_clip(system: ModelUnderAttack, store: FlowStore, clip: Clip, frames: Tensor, found: Agreement) -> None:
@@ -104,11 +110,19 @@ def report(agreements: dict[str, Agreement]) -> str:
 
 
 class PredictionPaths(AttackedSystems):
-    """The command: prints the agreements of each system of a sweep, and exits with 1 where one is missing."""
+    """The command: prints the agreements of each system, writes them as paths.json into the sweep's folder, where the
+    report finds them, and exits with 1 where two paths give different classes.
+
+    Raises:
+        ValueError: the systems are not those that the sweep attacked.
+    """
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(args)
         stores, dataset = Path(self.config["stores"]), self.data.dataset
+        sweep = None if self.config["sweep"] is None else Path(self.config["sweep"])
+        if sweep is not None:
+            check_systems(sweep, self.systems)
         clips = self.data.clips("test")
         agreements = {}
         for name, system in self.systems.items():
@@ -118,6 +132,8 @@ class PredictionPaths(AttackedSystems):
             shown = tqdm(loader, desc=f"paths of {name}", unit="clip", mininterval=1)
             agreements[name] = check_paths(system, store, clips, shown)
         print(report(agreements))
+        if sweep is not None:
+            write_paths(sweep, {name: agreement.counts for name, agreement in agreements.items()})
         if any(agreement.differing for agreement in agreements.values()):
             sys.exit(1)
 
@@ -126,6 +142,7 @@ class PredictionPaths(AttackedSystems):
         parser.add_argument(
             "--stores", type=Path, required=True, help="Folder of the flow stores, one for each system."
         )
+        parser.add_argument("--sweep", type=Path | None, default=None, help="Folder of a sweep that takes the result.")
 
 
 def _estimate(system: ModelUnderAttack, frames: Tensor) -> Tensor:

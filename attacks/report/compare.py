@@ -129,8 +129,8 @@ def differences(sweeps: Mapping[str, Results], attacks: list[str]) -> Table:
         ],
         rows=rows,
         notes=[
-            "Over the stacks that both sweeps saw, pairwise; without any, or where classes or dataset "
-            "differ in more than the frames' size, (–) over all stacks of each, as independent samples. low, high: 95 %.",
+            "Over the stacks that both sweeps saw, pairwise; without any, or where classes or dataset differ in more "
+            "than the frames' size, (–) over all stacks of each, as independent samples. low, high: 95 % interval.",
         ],
         printed=True,
     )

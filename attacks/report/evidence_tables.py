@@ -11,6 +11,7 @@ from attacks.metrics import Cell, budget_map
 from attacks.report.cells import percent, percents, rounded
 from attacks.report.class_tables import confusions, per_class
 from attacks.report.frame_tables import perceptibility, realisability
+from attacks.report.path_table import prediction_paths
 from attacks.report.results import NOISE, Results
 from attacks.report.table import Table, Value
 from attacks.report.tables import control, denominators, frame_orders, table1, table2
@@ -29,6 +30,7 @@ def all_tables(results: Results) -> list[Table]:
     tables += [denominators(results, system) for system in results.systems if results.made_on(system)]
     tables += [rates(results), paired(results), frames_to_success(results), budgets(results)]
     tables += [per_class(results), confusions(results), costs(results), perceptibility(results), realisability(results)]
+    tables.append(prediction_paths(results.paths))
     return [table for table in tables if table.rows]
 
 

@@ -66,7 +66,7 @@ def write_page(folder: Path, results: Results, tables: list[Table], figures: Map
         captions=CAPTIONS,
         gallery=gallery(results),
         rows_shown=ROWS_SHOWN,
-        controls=[table for table in tables if table.name in ("control", "orders")],
+        controls=[table for table in tables if table.name in ("control", "orders", "paths")],
         denominators=[table for table in tables if table.name.startswith("denominators")],
     )
     write_whole(path, text)

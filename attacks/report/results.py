@@ -11,6 +11,7 @@ from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
 from attacks.report.intervals import CellIntervals, cell_intervals, survivals
+from attacks.report.path_table import read_paths
 from attacks.survival import Survival
 
 NOISE = "noise"
@@ -50,6 +51,8 @@ class Results(NamedTuple):
     """quantity -> "<attack>/<target>" -> its sum over the sweep; empty where there is no costs.json"""
     realisability: list[dict[str, Any]]
     """rows {clip, stack, attack, target, epsilon, medium, prediction, label, attacked, correct}"""
+    paths: dict[str, dict[str, int]]
+    """system -> what `make check-paths` counted; empty where it was not run"""
 
     def curve(self, attack: str, target: str, level: str = "stack") -> dict[float, Tally]:
         """ε -> tally, from the clean system on; empty when the attack was not made on the target."""
@@ -153,6 +156,7 @@ def load_results(folder: Path) -> Results:
         runs=read_provenance(folder),
         costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},
         realisability=_json(folder / "realisability.json", []),
+        paths=read_paths(folder),
     )
 
 

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ from attacks.provenance import add_provenance, provenance, read_provenance
 from attacks.records import CLEAN, Record, read_records
 from attacks.report import Report, gallery, write_report
 from attacks.report.compare import compare, sweep_names
+from attacks.report.page import write_page
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -71,13 +73,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def console_of(page: Path, scratch: Path, *options: str) -> str:
+def console_of(page: Path, scratch: Path, *options: str, width: int = 1280) -> str:
     """What Chromium writes to its console, and that it drew the page."""
     picture = scratch / "page.png"
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={scratch / 'profile'}"]
     command += [
         "--enable-logging=stderr",
-        "--window-size=1280,4000",
+        f"--window-size={width},4000",
         f"--screenshot={picture}",
         *options,
         page.as_uri(),
@@ -88,9 +90,10 @@ def console_of(page: Path, scratch: Path, *options: str) -> str:
 
 
 @in_a_browser
-def test_browser_has_nothing_to_complain_about(report: Report, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [1280, 500])
+def test_browser_has_nothing_to_complain_about(report: Report, tmp_path: Path, width: int) -> None:
     """The page forbids all loading (Content-Security-Policy), so that a request would be an error on the console."""
-    assert console_of(report.page, tmp_path) == ""
+    assert console_of(report.page, tmp_path, width=width) == ""
 
 
 @in_a_browser
@@ -174,8 +177,8 @@ def test_provenance_adds_runs_and_never_blocks(tmp_path: Path, report: Report) -
 
 
 def test_gallery_shows_frames_difference_and_flow(report: Report) -> None:
-    shown = gallery.gallery(report.results)
-    assert len(shown) == len(report.results.examples) == 4
+    shown, moves = gallery.gallery(report.results)
+    assert moves and len(shown) == len(report.results.examples) == 4
     example = next(e for e in report.results.examples if e.clip.endswith(shown[0].title.split(",")[0]))
     assert [panel.name for panel in shown[0].panels][:2] == ["clean", "one-shot"]
     for panel in shown[0].panels:
@@ -194,17 +197,48 @@ def test_flows_share_one_scale(report: Report) -> None:
     flow = np.zeros_like(example.flow)
     flow[:, 0] = 2
     example = example._replace(flow=flow, adversarial_flow={"one_shot": flow / 2})
-    (shown,) = gallery.gallery(report.results._replace(examples=[example]))
+    ((shown,), _) = gallery.gallery(report.results._replace(examples=[example]))
     clean, attacked = (frames_of(panel.flow.moving)[0, 0, 0].astype(int) for panel in shown.panels[:2])
     assert shown.longest == 2
     assert attacked.min() > clean.min() + 50
     assert shown.panels[2].flow is None
 
 
-def test_too_large_a_gallery_stands_still(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_gallery_stands_still(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "One frame of each" not in report.page.read_text()
     monkeypatch.setattr(gallery, "MOST_BYTES", 1000)
-    for shown in gallery.gallery(report.results):
-        assert all(len(frames_of(panel.frames.moving)) == 1 for panel in shown.panels)
+    shown, moves = gallery.gallery(report.results)
+    assert not moves
+    for example in shown:
+        assert all(len(frames_of(panel.frames.moving)) == 1 for panel in example.panels)
+    page = write_page(tmp_path, report.results, report.tables, report.figures)
+    assert "One frame of each stands for the clip" in page.read_text()
+
+
+def test_frames_of_full_size_move_in_the_gallery(report: Report) -> None:
+    """Four examples of UCF-101's size under eight attacks, two of them on all frames: shrunk until they fit."""
+    generator = np.random.default_rng(0)
+    smooth = cv2.resize(generator.integers(0, 256, (15, 20, 3), dtype=np.uint8), (320, 240))
+    frames = np.stack([np.roll(smooth, n, 1) for n in range(11)])
+    signs = generator.choice(np.array([-6, 6], np.int16), frames.shape)
+    noisy = (frames + signs).clip(0, 255).astype(np.uint8)
+    examples = [
+        example._replace(
+            frames=frames,
+            adversarial={
+                name: noisy if name in report.results.dense else np.concatenate([noisy[:3], frames[3:]])
+                for name in example.adversarial
+            },
+            flow=None,
+            adversarial_flow={},
+        )
+        for example in report.results.examples
+    ]
+    shown, moves = gallery.gallery(report.results._replace(examples=examples))
+    assert moves and len(shown) == 4
+    for panel in shown[0].panels:
+        assert len(frames_of(panel.frames.moving)) == 11
+        assert max(frames_of(panel.frames.moving).shape[1:3]) >= 160
 
 
 def frames_of(uri: str) -> np.ndarray:
@@ -252,6 +286,19 @@ def test_a_comparison_of_other_stacks_is_of_independent_samples(report: Report, 
         assert row[4] is None and row[5] == 0 and row[6] == pytest.approx(-row[7], abs=0.02) and row[7] > 5
 
 
+@pytest.mark.parametrize("change", [{"dataset": {"seed": 1}}, {"classes": ["Right", "Down", "Left", "Away"]}])
+def test_stacks_of_another_dataset_are_not_the_same_stacks(report: Report, tmp_path: Path, change: dict) -> None:
+    other = tmp_path / "attack-sweep"
+    other.mkdir()
+    shutil.copy(report.folder / "records.jsonl", other)
+    settings = json.loads((report.folder / "settings.json").read_text())
+    (other / "settings.json").write_text(json.dumps(settings | change))
+    assert all(row[4] is None for row in compare([report.folder, other], tmp_path / "out").tables[1].rows)
+    fewer = settings["dataset"] | {"max_clips": 3, "frame_size": [9, 9]}
+    (other / "settings.json").write_text(json.dumps(settings | {"dataset": fewer}))
+    assert all(row[4] is not None for row in compare([report.folder, other], tmp_path / "again").tables[1].rows)
+
+
 def test_a_comparison_does_not_write_over_a_sweep(report: Report, less: Path) -> None:
     before = (report.folder / "summary.txt").read_bytes()
     with pytest.raises(ValueError, match="is the folder of a sweep"):
@@ -262,7 +309,7 @@ def test_a_comparison_does_not_write_over_a_sweep(report: Report, less: Path) ->
 def test_sweeps_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     assert sweep_names([tmp_path / "small" / "attack-sweep", tmp_path / "paper" / "attack-sweep"]) == ["small", "paper"]
     assert sweep_names([tmp_path / "a" / "x", tmp_path / "b" / "y"]) == ["x", "y"]
-    with pytest.raises(ValueError, match="given twice"):
-        sweep_names([tmp_path, tmp_path])
+    with pytest.raises(ValueError, match="b is given twice"):
+        sweep_names([tmp_path / "a", tmp_path / "b", tmp_path / "b"])
     with pytest.raises(ValueError, match="1 sweep to compare"):
         compare([tmp_path], tmp_path / "out")

@@ -1,5 +1,6 @@
 """The systems of a sweep's YAML on the embedded dataset: three ways from a clip to its class, and exported videos."""
 
+import html
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from attacks.eight_bit import amplified_difference, gain_of
 from attacks.records import read_records
+from attacks.report import write_report
 from attacks.report.results import CONTROLS
 from attacks.video_files import read_video, write_h264, write_lossless
 from datamodules.flow_precompute import precompute
@@ -225,6 +227,22 @@ def test_exported_files_hold_the_examples_and_their_verdicts(exported: Path, swe
             assert "lpips" not in row["quality"]
 
 
+def test_the_paths_of_a_sweeps_systems_are_in_its_report(experiment: Path, swept: Path) -> None:
+    arguments = [f"--config={experiment}/attack-sweep.yaml", f"--stores={experiment}/flow", f"--sweep={swept}"]
+    with pytest.raises(SystemExit, match="attacked other systems than these"):
+        main([*arguments, "--model.init_args.crop=24"], PredictionPaths)
+    assert not any(table.name == "paths" for table in write_report(swept).tables)
+    main([*arguments, "--data.init_args.max_clips=null"], PredictionPaths)
+    made = write_report(swept)
+    (table,) = [table for table in made.tables if table.name == "paths"]
+    assert [row[:5] for row in table.rows] == [["flownet2", 16, 16, 16, 16], ["farneback", 16, 16, 16, 16]]
+    assert table.title in html.unescape(made.page.read_text())
+    (swept / "paths.json").write_text('{"flownet2": {"stacks": 16}}')
+    with pytest.raises(ValueError, match=r"paths\.json is not what `make check-paths` writes"):
+        write_report(swept)
+    (swept / "paths.json").unlink()
+
+
 def test_evaluating_gives_the_same_verdicts(
     experiment: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +281,13 @@ def test_another_system_is_refused(experiment: Path, exported: Path) -> None:
     with pytest.raises(SystemExit, match="verdicts of another 'flownet2'"):
         arguments = [f"--config={experiment}/attack-sweep.yaml", f"--exported={exported}"]
         main([*arguments, "--model.init_args.crop=24"], EvaluateClips)
+
+
+def test_other_systems_than_the_sweeps_are_not_asked(experiment: Path, swept: Path, tmp_path: Path) -> None:
+    arguments = [f"--config={experiment}/attack-sweep.yaml", f"--sweep={swept}", f"--output={tmp_path}/out"]
+    with pytest.raises(SystemExit, match=r"flownet2\.settings\.eight_bit is false there and true now.*SWEEP_ARGS"):
+        main([*arguments, "--model.init_args.eight_bit=true"], ExportClips)
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_kept_clips_can_be_exported(experiment: Path, swept: Path, tmp_path: Path) -> None:
