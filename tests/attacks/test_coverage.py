@@ -68,6 +68,21 @@ def test_rare_successes_in_few_groups_are_not_overstated() -> None:
             assert 93 <= share <= 98.5, (layout, correlation, share)
 
 
+@pytest.mark.parametrize("classes", [10, 36])
+@pytest.mark.parametrize("rate", [0.01, 0.02])
+def test_very_rare_successes_are_covered_less(classes: int, rate: float) -> None:
+    """Groups as large and as unlike as UCF-101's, of which few have any success: the intervals hold less than they say,
+    and the page says so."""
+    random = np.random.default_rng(8)
+    strata = np.repeat(np.arange(classes), 8 if classes == 10 else 7)
+    own = random.beta(rate * (1 / 0.3 - 1), (1 - rate) * (1 / 0.3 - 1), (len(strata), SAMPLES))
+    totals = np.maximum(1, np.round(40 * random.lognormal(-0.125, 0.5, own.shape))).astype(int)
+    successes = random.binomial(totals, own)
+    share = covered(clustered_rates(successes, totals, strata, resamples=2000), rate)
+    print(f"{len(strata)} groups like UCF-101's, rate {rate}, correlation 0.3: {share:.1f}")
+    assert 87 <= share <= 97, share
+
+
 def test_classes_that_differ() -> None:
     """Rates from 0.25 to 0.75 by class: which classes there are is no chance, and widens nothing."""
     random = np.random.default_rng(4)
