@@ -184,6 +184,31 @@ def test_survival_censors_what_withstands() -> None:
         survival(np.array([0, 3]), np.array([True, True]), last=11)
 
 
+def test_median_where_exactly_half_have_fallen() -> None:
+    """Whatever the number of stacks and the frames at which they fall: the median is the frame of the last of them."""
+    random = np.random.default_rng(5)
+    inexact = 0
+    for half in range(1, 150):
+        fell = random.integers(1, 11, half)
+        frames, success = np.append(fell, np.full(half, 11)), np.arange(2 * half) < half
+        curve = survival(frames, success, 11, np.arange(2 * half) % 5, resamples=20)
+        assert curve.median == fell.max(), half
+        # With one more that withstands more than half still stand.
+        more = survival(np.append(frames, 11), np.append(success, False), 11, np.arange(2 * half + 1) % 5, resamples=20)
+        assert more.median is None, half
+        stood = [1 - (fell == t).sum() / (2 * half - (fell < t).sum()) for t in range(12)]
+        inexact += np.prod(stood) > 0.5
+    assert inexact > 10, "a product of floats would have passed"
+
+
+def test_survival_is_scipys_estimate() -> None:
+    """Censored at any frame, not at the last alone."""
+    random = np.random.default_rng(9)
+    frames, success = random.integers(1, 12, 200), random.random(200) < 0.6
+    expected = stats.ecdf(stats.CensoredData.right_censored(frames, ~success)).sf.evaluate(np.arange(12))
+    assert survival(frames, success, 11).standing == pytest.approx(expected, rel=1e-12)
+
+
 def test_average_of_one_rate_is_that_rate() -> None:
     random = np.random.default_rng(4)
     totals = random.integers(1, 6, (30, 1))
