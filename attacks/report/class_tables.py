@@ -1,6 +1,8 @@
 """Class by class: how robust each is, and what its stacks are taken for. Stack level, white box."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ from attacks.records import CLEAN
 from attacks.report.cells import percent, percents
 from attacks.report.results import Results
 from attacks.report.table import Table, Value
-from attacks.statistics import clustered_rate
+from attacks.statistics import clustered_rates
 
 
 class ClassCounts(NamedTuple):
@@ -34,49 +36,57 @@ class ClassCounts(NamedTuple):
         return self.standing / self.stacks
 
 
-def by_class(results: Results, cell: Cell) -> dict[int, ClassCounts]:
-    """Index of each class that has a stack -> its counts. A group's clips are of one class."""
+def by_class(results: Results, cells: Sequence[Cell]) -> list[dict[int, ClassCounts]]:
+    """Of each cell: index of each class that has a stack -> its counts. A stack counts for its own class.
+
+    The intervals of a class are by a bootstrap over all groups that have a stack of it, those of several classes too.
+    """
     columns = results.columns
-    standing = columns.per_group(cell, lambda c: c.attacked & ~c.success)
-    attacked = columns.per_group(cell, lambda c: c.attacked)
-    units = columns.per_group(cell, lambda c: np.ones_like(c.attacked))
-    found = {}
-    for label in range(len(results.classes)):
-        own = columns.group_labels == label
-        if units[own].sum():
-            of_right = clustered_rate(standing[own], attacked[own])
-            found[label] = ClassCounts(
-                groups=int((units[own] > 0).sum()),
-                stacks=int(units[own].sum()),
-                attacked=int(attacked[own].sum()),
-                standing=int(standing[own].sum()),
-                interval=clustered_rate(standing[own], units[own]),
-                success_interval=Interval(1 - of_right.high, 1 - of_right.low),
-            )
+    labels = columns.class_groups[:, 1]
+    units, attacked, standing = (
+        np.stack([columns.per_class_group(cell, values) for cell in cells], 1)
+        for values in (lambda c: np.ones_like(c.attacked), lambda c: c.attacked, lambda c: c.attacked & ~c.success)
+    )
+    found: list[dict[int, ClassCounts]] = [{} for _ in cells]
+    for label in np.unique(labels).tolist():
+        own = labels == label
+        of_all = clustered_rates(standing[own], units[own])
+        of_right = clustered_rates(standing[own], attacked[own])
+        for i, counts in enumerate(found):
+            if units[own, i].any():
+                counts[label] = ClassCounts(
+                    groups=int((units[own, i] > 0).sum()),
+                    stacks=int(units[own, i].sum()),
+                    attacked=int(attacked[own, i].sum()),
+                    standing=int(standing[own, i].sum()),
+                    interval=of_all[i],
+                    success_interval=Interval(1 - of_right[i].high, 1 - of_right[i].low),
+                )
     return found
 
 
 def per_class(results: Results) -> Table:
     """Accuracy and success of each class, stack level, white box."""
     rows: list[list[Value]] = []
-    for attack in (CLEAN, *results.attacks):
-        for epsilon in [0.0] if attack == CLEAN else results.epsilons:
-            for label, counts in by_class(results, Cell("stack", attack, results.system, epsilon)).items():
-                fooled = counts.attacked - counts.standing
-                rows.append(
-                    [
-                        results.classes[label],
-                        attack,
-                        epsilon,
-                        counts.groups,
-                        counts.stacks,
-                        counts.attacked,
-                        percent(counts.accuracy),
-                        *percents(counts.interval),
-                        percent(fooled / counts.attacked) if counts.attacked else None,
-                        *percents(counts.success_interval),
-                    ]
-                )
+    names = [(CLEAN, 0.0), *product(results.attacks, results.epsilons)]
+    cells = [Cell("stack", attack, results.system, epsilon) for attack, epsilon in names]
+    for cell, of_classes in zip(cells, by_class(results, cells), strict=True):
+        for label, counts in of_classes.items():
+            fooled = counts.attacked - counts.standing
+            rows.append(
+                [
+                    results.classes[label],
+                    cell.attack,
+                    cell.epsilon,
+                    counts.groups,
+                    counts.stacks,
+                    counts.attacked,
+                    percent(counts.accuracy),
+                    *percents(counts.interval),
+                    percent(fooled / counts.attacked) if counts.attacked else None,
+                    *percents(counts.success_interval),
+                ]
+            )
     heads = ("class", "attack", "epsilon", "groups", "stacks", "attacked")
     return Table(
         name="per-class",

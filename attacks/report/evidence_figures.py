@@ -77,7 +77,7 @@ def class_bars(results: Results) -> Figure:
     """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
     attack, epsilon = results.strongest, results.epsilons[0]
     cells = [Cell("stack", CLEAN, results.system, 0.0), Cell("stack", attack, results.system, epsilon)]
-    clean, attacked = (by_class(results, cell) for cell in cells)
+    clean, attacked = by_class(results, cells)
     order = sorted(clean, key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
     some = ""
     if len(order) > 2 * BARS:

@@ -13,11 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from attacks.columns import SEVERAL
 from attacks.records import CLEAN, Record, read_records
-from attacks.report.class_tables import confusion
-from attacks.report.evidence_tables import all_tables
+from attacks.report.class_tables import confusion, per_class
+from attacks.report.evidence_tables import all_tables, rates
 from attacks.report.results import Results, load_results
 from attacks.report.table import Table
+from attacks.report.tables import SHARED, table1
+from attacks.statistics import clustered_rate
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 made_up = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "report.py"), run_name="report_benchmark"))
@@ -162,6 +165,60 @@ def test_classes_and_confusions(records: list[Record], results: Results, tables:
     listed = [r for r in dicts(tables["confusion"]) if (r["attack"], r["epsilon"]) == ("iterative_saliency_rg", 0.01)]
     assert sum(r["stacks"] for r in listed) == expected.sum() - np.trace(expected)
     assert [r["stacks"] for r in listed] == sorted((r["stacks"] for r in listed), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def by_person(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, list[Record]]:
+    """The same sweep, its clips grouped by who is seen: four persons in several classes, a fifth in one alone."""
+    persons = tmp_path_factory.mktemp("by_person")
+    (persons / "settings.json").write_bytes((folder / "settings.json").read_bytes())
+    with (persons / "records.jsonl").open("w") as file:
+        for record in read_records(folder / "records.jsonl"):
+            person = "g05" if (record.label, record.group[-3:]) == (2, "g04") else record.group[-3:]
+            file.write(json.dumps(record._replace(group=person)._asdict()) + "\n")
+    return load_results(persons), list(read_records(persons / "records.jsonl"))
+
+
+def by_group(records: list[Record], groups: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(G,) stacks, stacks right when clean and still right, and stacks right when clean, of each group."""
+    of = [[r for r in records if r.group == group] for group in groups]
+    right = [[r for r in rows if r.attacked] for rows in of]
+    still = [sum(r.correct for r in rows) for rows in right]
+    return np.array([*map(len, of)]), np.array(still), np.array([*map(len, right)])
+
+
+def test_a_group_of_several_classes_counts_for_each(by_person: tuple[Results, list[Record]]) -> None:
+    results, records = by_person
+    rows = [row for row in dicts(per_class(results)) if row["attack"] == "iterative_saliency_rg"]
+    assert {row["class"] for row in rows} == set(results.classes)
+    for row in rows:
+        label = results.classes.index(row["class"])
+        of = [r for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.label == label]
+        groups = sorted({r.group for r in of})
+        units, still, right = by_group(of, groups)
+        assert (row["stacks"], row["attacked"], row["groups"]) == (len(of), right.sum(), 4)
+        assert row["accuracy/"] == round(100 * still.sum() / len(of), 2)
+        low, high = clustered_rate(still, units)
+        assert (row["accuracy/low"], row["accuracy/high"]) == pytest.approx((100 * low, 100 * high), abs=0.006)
+        low, high = clustered_rate(right - still, right)
+        assert (row["success/low"], row["success/high"]) == pytest.approx((100 * low, 100 * high), abs=0.006)
+
+
+def test_groups_of_several_classes_are_one_stratum(by_person: tuple[Results, list[Record]], results: Results) -> None:
+    """Whatever class is read first: four persons' groups are drawn together, and with them the fifth, alone in one."""
+    persons, records = by_person
+    assert persons.columns.group_labels.tolist() == [SEVERAL] * 4 + [2]
+    assert sorted(results.columns.group_labels) == [0] * 4 + [1] * 4 + [2] * 4
+    rows = {(r["level"], r["attack"], r["judged"], r["epsilon"]): r for r in dicts(rates(persons))}
+    for attack in ("one_shot", "iterative_saliency_rg"):
+        of = stacks(records, attack, "flownet2", 0.01)
+        units, still, _ = by_group(of, sorted({r.group for r in of}))
+        row = rows["stack", attack, "flownet2", 0.01]
+        low, high = clustered_rate(still, units)
+        assert (row["accuracy of all/low"], row["accuracy of all/high"]) == pytest.approx(
+            (100 * low, 100 * high), abs=0.006
+        )
+    assert SHARED in table1(persons).notes and SHARED not in table1(results).notes
 
 
 def test_perceptibility_is_the_mean_of_what_was_measured(records: list[Record], tables: dict[str, Table]) -> None:
