@@ -134,7 +134,7 @@ def clustered_mean(
     if len(counts) < 2 or sums.sum() <= 0:
         return Interval(np.nan, np.nan)
     mean = sums.sum() / counts.sum()
-    error = resampled_ratios(sums[:, None], counts[:, None], strata, resamples, seed).std(0)[0]
+    error = resampled_ratios(sums[:, None], counts[:, None], strata, resamples, seed).std(0, dtype=np.float64)[0]
     if error <= 1e-5 * mean:  # the resamples are summed in single precision
         return Interval(np.nan, np.nan)
     influence = (sums - mean * counts) / counts.sum()
@@ -181,7 +181,7 @@ def mcnemar(
         totals = np.bincount(groups)[:, None].repeat(2, 1).astype(float)
         pairs = resampled_ratios(successes, totals, strata, resamples, seed)
         intervals = rate_intervals(successes, totals, pairs, strata, level)
-    varying = (pairs.std(0) > 1e-5).all()  # the resamples are summed in single precision
+    varying = (pairs.std(0, dtype=np.float64) > 1e-5).all()  # the resamples are summed in single precision
     together = float(np.corrcoef(pairs.T)[0, 1]) if varying else 0.0
     p, q = both.mean(0)
     interval = difference(p, q, intervals[0], intervals[1], together)

@@ -63,7 +63,7 @@ def survival(
     shares = _kaplan_meier(fell.sum(0), risk.sum(0))
     standing = np.array(shares, float)
     hazards = ratio(resampled_sums(fell, strata, resamples, seed), resampled_sums(risk, strata, resamples, seed))
-    variances = (1 - np.nan_to_num(hazards)).cumprod(1).var(0)
+    variances = (1 - np.nan_to_num(hazards)).cumprod(1).var(0, dtype=np.float64)
     hazard, at_risk = np.nan_to_num(ratio(fell.sum(0), risk.sum(0))), risk.sum(0)
     steps = np.nan_to_num(ratio(fell - hazard * risk, at_risk * (1 - hazard)))
     influence = -standing * steps.cumsum(1)

@@ -129,6 +129,15 @@ def test_equal_attacks_differ_by_nothing_but_not_certainly() -> None:
     assert swapped.interval == pytest.approx((-back.interval.high, -back.interval.low))
 
 
+def test_an_attack_that_varies_between_classes_alone_is_uncorrelated() -> None:
+    """All of one class and none of another fall to it: it has no correlation, whatever single precision adds up to."""
+    strata = np.repeat([0, 1], [7, 2])
+    first, second = strata == 0, np.arange(9) % 3 > 0
+    low, high = mcnemar(first, second, np.arange(9), strata).interval
+    p, q = (clustered_rate(success, np.ones(9), strata) for success in (first, second))
+    assert (low, high) == pytest.approx(difference(7 / 9, 6 / 9, p, q))
+
+
 def test_strata_are_drawn_independently() -> None:
     """Thirty classes that are equal group by group: the variance of their sum is thirty times that of one."""
     values, strata = np.tile([0.0, 1.0, 3.0, 7.0], 30)[:, None], np.repeat(np.arange(30), 4)
