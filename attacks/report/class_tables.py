@@ -110,30 +110,63 @@ def confusion(results: Results, attack: str, epsilon: float) -> np.ndarray:
 
 def confusions(results: Results) -> Table:
     """What the fooled stacks are taken for: most frequent first."""
+    names = list(product(results.attacks, results.epsilons))
+    intervals = _confusion_intervals(results, [Cell("stack", a, results.system, epsilon) for a, epsilon in names])
     rows: list[list[Value]] = []
-    for attack in results.attacks:
-        for epsilon in results.epsilons:
-            counts = confusion(results, attack, epsilon)
-            of_class = counts.sum(1)
-            np.fill_diagonal(counts, 0)
-            found: Counter[tuple[int, int]] = Counter(
-                {(int(i), int(j)): int(counts[i, j]) for i, j in np.argwhere(counts)}
+    for place, (attack, epsilon) in enumerate(names):
+        counts = confusion(results, attack, epsilon)
+        of_class = counts.sum(1)
+        np.fill_diagonal(counts, 0)
+        found: Counter[tuple[int, int]] = Counter({(int(i), int(j)): int(counts[i, j]) for i, j in np.argwhere(counts)})
+        for (clean, adversarial), stacks in found.most_common():
+            rows.append(
+                [
+                    attack,
+                    epsilon,
+                    results.classes[clean],
+                    results.classes[adversarial],
+                    stacks,
+                    percent(stacks / of_class[clean]),
+                    *percents(intervals[place, clean, adversarial]),
+                ]
             )
-            for (clean, adversarial), stacks in found.most_common():
-                rows.append(
-                    [
-                        attack,
-                        epsilon,
-                        results.classes[clean],
-                        results.classes[adversarial],
-                        stacks,
-                        percent(stacks / of_class[clean]),
-                    ]
-                )
+    heads = ("attack", "epsilon", "clean", "adversarial", "stacks", "% of class", "low", "high")
     return Table(
         name="confusion",
         title=f"What fooled stacks are taken for, {results.system}",
-        columns=[("", name) for name in ("attack", "epsilon", "clean", "adversarial", "stacks", "% of class")],
+        columns=[("", name) for name in heads],
         rows=rows,
-        notes=["% of class: of the stacks of that class that were right when clean."],
+        notes=[
+            "% of class: of the stacks of that class that were right when clean. low, high: 95 % interval; a class has "
+            "few groups, and with one it says nothing."
+        ],
     )
+
+
+def _confusion_intervals(results: Results, cells: Sequence[Cell]) -> dict[tuple[int, int, int], Interval]:
+    """(place in `cells`, class when clean, class when attacked) -> interval of that share, where there is one.
+
+    One call of the bootstrap for each class when clean: it has few groups, and all cells' shares of it have them in
+    common.
+    """
+    found = []
+    for place, cell in enumerate(cells):
+        of = results.columns.cells[cell]
+        groups = results.columns.groups[of.units[of.attacked]]
+        found.append(np.column_stack([np.full(len(groups), place), groups, of.predictions[of.attacked]]))
+    stacks = np.concatenate(found)
+    intervals = {}
+    for clean in np.unique(stacks[:, 2]).tolist():
+        place, groups, _, attacked = stacks[stacks[:, 2] == clean].T
+        fooled = attacked != clean
+        if not fooled.any():
+            continue
+        groups = np.unique(groups, return_inverse=True)[1]
+        totals = np.zeros((groups.max() + 1, len(cells)), int)
+        np.add.at(totals, (groups, place), 1)
+        pairs, of_pair = np.unique(np.stack([place, attacked])[:, fooled], axis=1, return_inverse=True)
+        successes = np.zeros((len(totals), pairs.shape[1]), int)
+        np.add.at(successes, (groups[fooled], of_pair.reshape(-1)), 1)
+        for pair, interval in zip(pairs.T.tolist(), clustered_rates(successes, totals[:, pairs[0]]), strict=True):
+            intervals[pair[0], clean, pair[1]] = interval
+    return intervals

@@ -56,6 +56,20 @@ def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[tuple
     return dict(sorted(curves.items(), key=lambda item: (attacks.index(item[0][0]), *item[0][1:])))
 
 
+def budget_intervals(
+    columns: Columns, attacks: Sequence[str], last: int
+) -> dict[tuple[str, str, float], list[Interval]]:
+    """(attack, target, ε) -> intervals of the stack accuracy with 0 … T = `last` frames perturbed at most, T + 1 of
+    them, of attacks that go frame by frame."""
+    cells = [cell for cell in columns.cells if cell.level == "stack" and cell.attack in attacks]
+    if not cells:
+        return {}
+    standing = np.concatenate([columns.standing_within(cell, last) for cell in cells], 1)
+    units = np.stack([columns.per_group(cell, _one) for cell in cells], 1).repeat(last + 1, 1)
+    intervals = clustered_rates(standing, units, columns.group_labels)
+    return {cell[1:]: intervals[i * (last + 1) :][: last + 1] for i, cell in enumerate(cells)}
+
+
 def _rates(
     columns: Columns, cells: Mapping[Cell, CellColumns], successes: Values, totals: Values
 ) -> dict[Cell, Interval]:

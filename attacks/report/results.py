@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from attacks.columns import Columns
 from attacks.examples import Example, load_examples
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
-from attacks.report.intervals import CellIntervals, cell_intervals, survivals
+from attacks.report.intervals import CellIntervals, budget_intervals, cell_intervals, survivals
 from attacks.survival import Survival
 
 NOISE = "noise"
@@ -43,6 +44,8 @@ class Results(NamedTuple):
     """T, of a stack"""
     survivals: dict[tuple[str, str, float], Survival]
     """(attack, target, ε), for the attacks that go frame by frame"""
+    budgets: dict[tuple[str, str, float], list[Interval]]
+    """(attack, target, ε) -> of the stack accuracy with 0 … T frames perturbed at most, for the same attacks"""
     settings: Mapping[str, Any]
     runs: list[dict[str, Any]]
     """the runs that made the records, as far as provenance.json tells"""
@@ -133,6 +136,7 @@ def load_results(folder: Path) -> Results:
     # T - 1 pairs are estimated of a clean stack. Records that do not count pairs tell T by their attacks on all frames.
     perturbed = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
     frames = max(1 + clean.pair_forwards // clean.examples, perturbed)
+    frame_by_frame = [name for name in attacks if name not in dense]
     return Results(
         system=settings["system"],
         targets=[name for name in settings["systems"] if name != settings["system"]],
@@ -148,7 +152,8 @@ def load_results(folder: Path) -> Results:
         columns=columns,
         intervals=cell_intervals(columns),
         frames=frames,
-        survivals=survivals(columns, [name for name in attacks if name not in dense], frames),
+        survivals=survivals(columns, frame_by_frame, frames),
+        budgets=budget_intervals(columns, frame_by_frame, frames),
         settings=settings,
         runs=read_provenance(folder),
         costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},

@@ -132,7 +132,8 @@ def frame_orders(results: Results) -> Table:
             stack = results.curve(attack, results.system)[epsilon]
             bounds = results.bounds(attack, results.system)[epsilon]
             row += [percent(stack.accuracy_within(budget)), percent(stack.accuracy), rounded(stack.mean_frames)]
-            sure += [None, between(bounds.accuracy), between(bounds.mean_frames, 1)]
+            within = results.budgets[attack, results.system, epsilon][budget]
+            sure += [between(within), between(bounds.accuracy), between(bounds.mean_frames, 1)]
         rows += [row, sure]
     quantities = (f"Stk-A≤{budget}", "Stk-A", "Stk-FP")
     return Table(

@@ -145,8 +145,9 @@ def test_survival_and_budgets(records: list[Record], results: Results, tables: d
         assert row["median"] == (median if median <= 11 else None)
         for frames in range(1, 12):
             standing = sum(n > frames for n in needed)
-            assert row[f"still right after/{frames}"] == round(100 * standing / len(needed), 2)
-            assert budgets[attack, target, epsilon][f"frames perturbed/{frames}"] == round(100 * standing / len(of), 2)
+            assert row[f"still right after {frames}/"] == round(100 * standing / len(needed), 2)
+            budget = f"{frames} frame{'s' if frames > 1 else ''}/"
+            assert budgets[attack, target, epsilon][budget] == round(100 * standing / len(of), 2)
 
 
 def test_classes_and_confusions(records: list[Record], results: Results, tables: dict[str, Table]) -> None:
@@ -167,6 +168,64 @@ def test_classes_and_confusions(records: list[Record], results: Results, tables:
     assert [r["stacks"] for r in listed] == sorted((r["stacks"] for r in listed), reverse=True)
 
 
+def by_group(records: list[Record], within: int = 99) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(G,) stacks of each group, in order of name; those right when clean; those still right within so many frames."""
+    groups = sorted({r.group for r in records})
+    of = [[r for r in records if r.group == group] for group in groups]
+    right = [[r for r in rows if r.attacked] for rows in of]
+    still = [sum(not r.success or r.frames_perturbed > within for r in rows) for rows in right]
+    return np.array([*map(len, of)]), np.array([*map(len, right)]), np.array(still)
+
+
+def in_percent(interval: tuple[float, float]) -> object:
+    """As the tables round it."""
+    return pytest.approx(tuple(100 * end for end in interval), abs=0.006)
+
+
+CLASS_OF_GROUP = np.repeat(np.arange(CLASSES), 4)
+
+
+@pytest.mark.parametrize("attack", ["iterative_saliency_rg", "first_to_last"])
+def test_every_share_has_its_interval(records: list[Record], tables: dict[str, Table], attack: str) -> None:
+    """Of survival, budgets and orders, as the bootstrap gives it of the groups' plain counts."""
+    survival, budgets = (
+        {(r["attack"], r["judged"], r["epsilon"]): r for r in dicts(tables[t])} for t in ("survival", "budgets")
+    )
+    for epsilon in made_up.EPSILONS:
+        of = stacks(records, attack, "flownet2", epsilon)
+        key = (attack, "flownet2", epsilon)
+        for frames in range(12):
+            units, right, still = by_group(of, frames)
+            row = budgets[key]
+            name = "1 frame" if frames == 1 else f"{frames} frames"
+            expected = clustered_rate(still, units, CLASS_OF_GROUP)
+            assert (row[f"{name}/low"], row[f"{name}/high"]) == in_percent(expected)
+            if frames:
+                row = survival[key]
+                name = f"still right after {frames}"
+                assert (row[f"{name}/low"], row[f"{name}/high"]) == in_percent(
+                    clustered_rate(still, right, CLASS_OF_GROUP)
+                )
+            if frames == 3:
+                (sure,) = [r for r in dicts(tables["orders"])[1::2] if r["epsilon"] == epsilon]
+                low, high = expected
+                assert sure[f"{attack}/Stk-A≤3"] == f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def test_confusions_have_intervals_of_their_classes_groups(records: list[Record], tables: dict[str, Table]) -> None:
+    for row in dicts(tables["confusion"]):
+        clean, attacked = (int(row[name].removeprefix("Class")) for name in ("clean", "adversarial"))
+        of = [r for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.attacked and r.label == clean]
+        groups = sorted({r.group for r in of})
+        taken, units = (
+            [sum(r.group == group and (not as_it or r.prediction == attacked) for r in of) for group in groups]
+            for as_it in (True, False)
+        )
+        assert row["stacks"] == sum(taken) and row["% of class"] == round(100 * sum(taken) / len(of), 2)
+        assert (row["low"], row["high"]) == in_percent(clustered_rate(np.array(taken), np.array(units)))
+        assert row["low"] <= row["% of class"] <= row["high"]
+
+
 @pytest.fixture(scope="module")
 def by_person(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, list[Record]]:
     """The same sweep, its clips grouped by who is seen: four persons in several classes, a fifth in one alone."""
@@ -179,14 +238,6 @@ def by_person(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
     return load_results(persons), list(read_records(persons / "records.jsonl"))
 
 
-def by_group(records: list[Record], groups: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(G,) stacks, stacks right when clean and still right, and stacks right when clean, of each group."""
-    of = [[r for r in records if r.group == group] for group in groups]
-    right = [[r for r in rows if r.attacked] for rows in of]
-    still = [sum(r.correct for r in rows) for rows in right]
-    return np.array([*map(len, of)]), np.array(still), np.array([*map(len, right)])
-
-
 def test_a_group_of_several_classes_counts_for_each(by_person: tuple[Results, list[Record]]) -> None:
     results, records = by_person
     rows = [row for row in dicts(per_class(results)) if row["attack"] == "iterative_saliency_rg"]
@@ -194,14 +245,11 @@ def test_a_group_of_several_classes_counts_for_each(by_person: tuple[Results, li
     for row in rows:
         label = results.classes.index(row["class"])
         of = [r for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.label == label]
-        groups = sorted({r.group for r in of})
-        units, still, right = by_group(of, groups)
+        units, right, still = by_group(of)
         assert (row["stacks"], row["attacked"], row["groups"]) == (len(of), right.sum(), 4)
         assert row["accuracy/"] == round(100 * still.sum() / len(of), 2)
-        low, high = clustered_rate(still, units)
-        assert (row["accuracy/low"], row["accuracy/high"]) == pytest.approx((100 * low, 100 * high), abs=0.006)
-        low, high = clustered_rate(right - still, right)
-        assert (row["success/low"], row["success/high"]) == pytest.approx((100 * low, 100 * high), abs=0.006)
+        assert (row["accuracy/low"], row["accuracy/high"]) == in_percent(clustered_rate(still, units))
+        assert (row["success/low"], row["success/high"]) == in_percent(clustered_rate(right - still, right))
 
 
 def test_groups_of_several_classes_are_one_stratum(by_person: tuple[Results, list[Record]], results: Results) -> None:
@@ -212,12 +260,9 @@ def test_groups_of_several_classes_are_one_stratum(by_person: tuple[Results, lis
     rows = {(r["level"], r["attack"], r["judged"], r["epsilon"]): r for r in dicts(rates(persons))}
     for attack in ("one_shot", "iterative_saliency_rg"):
         of = stacks(records, attack, "flownet2", 0.01)
-        units, still, _ = by_group(of, sorted({r.group for r in of}))
+        units, _, still = by_group(of)
         row = rows["stack", attack, "flownet2", 0.01]
-        low, high = clustered_rate(still, units)
-        assert (row["accuracy of all/low"], row["accuracy of all/high"]) == pytest.approx(
-            (100 * low, 100 * high), abs=0.006
-        )
+        assert (row["accuracy of all/low"], row["accuracy of all/high"]) == in_percent(clustered_rate(still, units))
     assert SHARED in table1(persons).notes and SHARED not in table1(results).notes
 
 
