@@ -19,6 +19,9 @@ CONTROLS = (NOISE, "random_order", "first_to_last", "least_salient")
 """Attacks of these names are controls: they stand beside the paper's attacks, not among them. Random signs; and the
 gradient's signs on the frames in another order."""
 
+ROW = ("clip", "stack", "attack", "target", "epsilon", "medium", "prediction", "label", "attacked", "correct")
+"""what a row of realisability.json tells"""
+
 
 class Results(NamedTuple):
     system: str
@@ -52,7 +55,7 @@ class Results(NamedTuple):
     costs: Mapping[str, Mapping[str, float]]
     """quantity -> "<attack>/<target>" -> its sum over the sweep; empty where there is no costs.json"""
     realisability: list[dict[str, Any]]
-    """rows {clip, stack, attack, target, epsilon, medium, prediction, label, attacked, correct}"""
+    """rows with the keys of ROW"""
 
     def curve(self, attack: str, target: str, level: str = "stack") -> dict[float, Tally]:
         """ε -> tally, from the clean system on; empty when the attack was not made on the target."""
@@ -110,7 +113,8 @@ def load_results(folder: Path) -> Results:
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
-        ValueError: there are no records, or a line that is not one; or a file that is not what its name says.
+        ValueError: there are no records, none of the clean system, or a line that is not one; or a file that is not
+            what its name says, or tells of stacks that have no record.
     """
     if not (folder / "settings.json").exists():
         raise FileNotFoundError(f"{folder}: no settings.json; the folder that a sweep wrote its records to is needed")
@@ -132,6 +136,7 @@ def load_results(folder: Path) -> Results:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
     attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
     dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
+    _check_clean(folder / "records.jsonl", tallies, settings["system"])
     clean = tallies[Cell("stack", CLEAN, settings["system"], 0.0)]
     # T - 1 pairs are estimated of a clean stack. Records that do not count pairs tell T by their attacks on all frames.
     perturbed = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
@@ -157,8 +162,37 @@ def load_results(folder: Path) -> Results:
         settings=settings,
         runs=read_provenance(folder),
         costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},
-        realisability=_json(folder / "realisability.json", []),
+        realisability=_realisability(folder / "realisability.json", columns),
     )
+
+
+def _check_clean(path: Path, tallies: Mapping[Cell, Tally], system: str) -> None:
+    """Every curve begins at the clean system: both levels of the white box, and whatever else was attacked."""
+    needed = {(level, system) for level in ("stack", "video")} | {(cell.level, cell.target) for cell in tallies}
+    for level, target in sorted(needed):
+        if Cell(level, CLEAN, target, 0.0) not in tallies:
+            seen = sorted({cell.attack for cell in tallies if (cell.level, cell.target) == (level, target)})
+            raise ValueError(
+                f"{path}: no {level} of {target} has a row of attack {CLEAN!r} at epsilon 0; its rows are of "
+                f"{', '.join(seen) or 'no attack'}. A sweep writes a clip's rows together: remove the folder's "
+                "records*.jsonl and run the sweep again"
+            )
+
+
+def _realisability(path: Path, columns: Columns) -> list[dict[str, Any]]:
+    """The rows of realisability.json, each of a stack that has its records."""
+    way_out = "remove the file, and the report does without; the sweep, started again, writes it anew"
+    rows = _json(path, [])
+    for number, row in enumerate(rows):
+        missing = [name for name in ROW if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"{path}: row {number}, {row!r}, has no {', '.join(missing)}; {way_out}")
+        if (row["clip"], row["stack"]) not in columns.unit_names:
+            raise ValueError(
+                f"{path}: row {number} is of clip {row['clip']!r}, stack {row['stack']}, of which "
+                f"{path.with_name('records.jsonl')} has no row; {way_out}"
+            )
+    return rows
 
 
 def _json(path: Path, absent: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 
 from attacks.columns import SEVERAL
 from attacks.records import CLEAN, Record, read_records
+from attacks.report import evidence_figures
 from attacks.report.class_tables import confusion, per_class
 from attacks.report.evidence_tables import all_tables, rates
 from attacks.report.results import Results, load_results
@@ -287,6 +288,17 @@ def test_realisability_beside_the_clean_frames(
     assert rows["one_shot", "float"]["accuracy/"] == round(100 * counts.accuracy, 2)
 
 
+def test_the_figure_of_stored_frames_says_how_many_stacks(results: Results) -> None:
+    """At the largest ε, whichever has most rows; of more clips for one attack than for another, both numbers."""
+    rows = [r for r in results.realisability if r["medium"] == "float"]
+    stored = [{**r, "epsilon": 0.02 if r["attack"] != CLEAN else 0.0} for r in rows if r["stack"] == 0]
+    count = sum(r["attack"] == CLEAN for r in rows)
+    title = evidence_figures.media_bars(results).get_suptitle()
+    assert title.endswith(f"ε = 0.01 ({count} stacks)")
+    both = results._replace(realisability=[*rows, *stored])
+    assert f"ε = 0.02 ({count // 2} to {3 * count // 2} stacks)" in evidence_figures.media_bars(both).get_suptitle()
+
+
 def test_costs_are_listed(tables: dict[str, Table]) -> None:
     rows = dicts(tables["costs"])
     assert {"part": "one_shot", "judged": "flownet2", "seconds": 10.0} in rows and len(rows) == 7
@@ -338,4 +350,32 @@ def test_a_file_that_is_something_else_is_refused(folder: Path, results: Results
         load_results(tmp_path)
     (tmp_path / "realisability.json").write_text("[{")
     with pytest.raises(ValueError, match=r"realisability\.json is not JSON"):
+        load_results(tmp_path)
+
+
+def test_a_stored_stack_without_records_is_named(folder: Path, results: Results, tmp_path: Path) -> None:
+    for name in ("settings.json", "records.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    row = results.realisability[0]
+    for wrong in ({"clip": "Class000/v_other"}, {"stack": 7}):
+        (tmp_path / "realisability.json").write_text(json.dumps([row, row | wrong]))
+        with pytest.raises(
+            ValueError, match=r"realisability\.json: row 1 is of clip '.*', stack \d, of which .*remove"
+        ):
+            load_results(tmp_path)
+    (tmp_path / "realisability.json").write_text(json.dumps([{k: v for k, v in row.items() if k != "medium"}]))
+    with pytest.raises(ValueError, match=r"realisability\.json: row 0, .*, has no medium; remove"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize("level, target", [("stack", "flownet2"), ("video", "flownet2"), ("stack", "tvl1")])
+def test_records_without_the_clean_system_are_refused(folder: Path, tmp_path: Path, level: str, target: str) -> None:
+    (tmp_path / "settings.json").write_bytes((folder / "settings.json").read_bytes())
+    rows = map(json.loads, (folder / "records.jsonl").read_text().splitlines())
+    kept = [row for row in rows if (row["level"], row["target"], row["attack"]) != (level, target, CLEAN)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    message = (
+        rf"records\.jsonl: no {level} of {target} has a row of attack 'clean' .*of .*one_shot.*run the sweep again"
+    )
+    with pytest.raises(ValueError, match=message):
         load_results(tmp_path)
