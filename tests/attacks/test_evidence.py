@@ -342,6 +342,22 @@ def test_forms_of_a_table() -> None:
     assert len({len(line) for line, _ in [TABLE.lines()[i] for i in (3, 5, 6)]}) == 1
 
 
+def test_latex_is_ascii_and_escaped(tables: dict[str, Table], by_person: tuple[Results, list[Record]]) -> None:
+    """pdfLaTeX stops at a character that it has no font for; what LaTeX takes for its own is not left to it."""
+    every = [*tables.values(), *all_tables(by_person[0]), TABLE]
+    assert any("≤" in heading for table in every for heading in table.headings)
+    for table in every:
+        text = table.latex()
+        assert text.isascii(), (table.name, sorted({c for c in text if not c.isascii()}))
+        cells = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+        rows = [line for line in cells.splitlines() if line.endswith(r" \\") and r"\multicolumn" not in line]
+        assert all(len(re.findall(r"(?<!\\)&", row)) == len(table.columns) - 1 for row in rows) and len(rows) > 1
+    odd = Table("t", r"{a}\b^c~d", [("", "class"), ("", "x ≤ 3 | y ≥ 1")], [["100 % & #1_$", "<2 × 3>"]], ["…"])
+    assert r"\caption{\{a\}\textbackslash{}b\textasciicircum{}c\textasciitilde{}d. \ldots{}}" in odd.latex()
+    assert r"class & x $\leq$ 3 $|$ y $\geq$ 1 \\" in odd.latex()
+    assert r"100 \% \& \#1\_\$ & $<$2 $\times$ 3$>$ \\" in odd.latex()
+
+
 def test_a_file_that_is_something_else_is_refused(folder: Path, results: Results, tmp_path: Path) -> None:
     for name in ("settings.json", "records.jsonl"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
