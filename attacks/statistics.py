@@ -102,7 +102,7 @@ def averaged_rates(
         successes: (G, E, k) counts.
         totals: (G, E), each of the E with a unit in some group.
     """
-    some = (np.asarray(totals) > 0).any(1)
+    some = np.any(np.asarray(totals) > 0, axis=1)
     successes, totals, strata = successes[some], totals[some], _strata_of(strata, some)
     groups, averaged, rates = successes.shape
     sums = resampled_sums(successes.reshape(groups, -1), strata, resamples, seed).reshape(-1, averaged, rates)

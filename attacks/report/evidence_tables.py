@@ -153,11 +153,10 @@ def budgets(results: Results) -> Table:
             )
             for epsilon, row in zip(results.epsilons, accuracy, strict=True):
                 bounds = results.budgets[attack, system, epsilon]
-                cells = zip(row.tolist(), bounds, strict=True)
-                rows.append(
-                    [attack, system, epsilon]
-                    + [value for share, bound in cells for value in (percent(share), *percents(bound))]
-                )
+                values: list[Value] = [attack, system, epsilon]
+                for share, bound in zip(row.tolist(), bounds, strict=True):
+                    values += [percent(share), *percents(bound)]
+                rows.append(values)
     return Table(
         name="budgets",
         title="Stack accuracy (%) of all stacks by ε and frame budget",
