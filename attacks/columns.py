@@ -1,6 +1,7 @@
 """The records of a sweep as columns, some 20 bytes each: what groups, pairs of attacks and classes are counted from.
 
 A unit is a stack or a video. Its class and its group are kept once, its verdict once for each attack, target and ε.
+What a group holds of one class is a class group: all of the group where, as in UCF-101, groups are within classes.
 """
 
 from array import array
@@ -8,11 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from attacks.metrics import Cell
+from attacks.metrics import Cell, turns
 from attacks.records import Record
 
 QUALITIES = ("psnr", "ssim", "flicker", "flow_epe")
 """the perceptibility that a record may carry"""
+SEVERAL = -1
+"""the stratum of all groups with units of several classes"""
 
 
 class CellColumns:
@@ -23,8 +26,13 @@ class CellColumns:
         self._verdicts = array("B")
         self._classes = array("H")
         self._qualities = array("f")
+        self._turn_places, self._turn_frames, self._turn_changes = array("I"), array("H"), array("b")
 
     def add(self, unit: int, record: Record) -> None:
+        for frames, change in turns(record):
+            self._turn_places.append(len(self._units))
+            self._turn_frames.append(frames)
+            self._turn_changes.append(change)
         self._units.append(unit)
         self._frames.append(record.frames_perturbed)
         judged = record.correct_8bit is not None
@@ -75,6 +83,11 @@ class CellColumns:
         values.reshape(-1)[: len(self._qualities)] = self._qualities
         return values
 
+    @property
+    def turns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where attacked units became right (+1) or wrong (-1): places in this cell, frames perturbed, which."""
+        return np.array(self._turn_places), np.array(self._turn_frames), np.array(self._turn_changes)
+
     def _flag(self, bit: int) -> np.ndarray:
         return (np.array(self._verdicts) >> bit & 1).astype(bool)
 
@@ -86,16 +99,17 @@ class Columns:
         self.cells: dict[Cell, CellColumns] = {}
         self._units: dict[tuple[str, int | None], int] = {}
         self._groups: dict[str, int] = {}
-        self._unit_groups, self._unit_labels, self._group_labels = array("I"), array("H"), array("H")
+        self._class_groups: dict[tuple[int, int], int] = {}
+        self._unit_groups, self._unit_labels, self._unit_class_groups = array("I"), array("H"), array("I")
 
     def add(self, record: Record) -> None:
         unit = self._units.setdefault((record.clip, record.stack), len(self._unit_groups))
         if unit == len(self._unit_groups):
-            group = self._groups.setdefault(record.group, len(self._group_labels))
-            if group == len(self._group_labels):
-                self._group_labels.append(record.label)
+            group = self._groups.setdefault(record.group, len(self._groups))
+            of_class = self._class_groups.setdefault((group, record.label), len(self._class_groups))
             self._unit_groups.append(group)
             self._unit_labels.append(record.label)
+            self._unit_class_groups.append(of_class)
         cell = Cell(record.level, record.attack, record.target, record.epsilon)
         if cell not in self.cells:
             self.cells[cell] = CellColumns()
@@ -121,11 +135,34 @@ class Columns:
         return np.array(self._unit_labels)
 
     @property
+    def class_groups(self) -> np.ndarray:
+        """(P, 2) group and class of each class group."""
+        return np.array(list(self._class_groups))
+
+    @property
     def group_labels(self) -> np.ndarray:
-        """(groups,) class of each group: the strata of the bootstrap."""
-        return np.array(self._group_labels)
+        """(groups,) class of each group, SEVERAL where it holds more than one: the strata of the bootstrap."""
+        groups, labels = self.class_groups.T
+        of_groups = np.empty(len(self._groups), int)
+        of_groups[groups] = labels
+        return np.where(np.bincount(groups) > 1, SEVERAL, of_groups)
 
     def per_group(self, cell: Cell, values: Callable[[CellColumns], np.ndarray]) -> np.ndarray:
         """(groups,) sums over the units of each group."""
         columns = self.cells[cell]
-        return np.bincount(self.groups[columns.units], values(columns), minlength=len(self._group_labels))
+        return np.bincount(self.groups[columns.units], values(columns), minlength=len(self._groups))
+
+    def per_class_group(self, cell: Cell, values: Callable[[CellColumns], np.ndarray]) -> np.ndarray:
+        """(P,) sums over the units of each class group."""
+        columns = self.cells[cell]
+        of_units = np.array(self._unit_class_groups)[columns.units]
+        return np.bincount(of_units, values(columns), minlength=len(self._class_groups))
+
+    def standing_within(self, cell: Cell, last: int) -> np.ndarray:
+        """(groups, T+1) units of each group, right when clean, that still are with 0 … T = `last` frames perturbed."""
+        columns = self.cells[cell]
+        places, frames, changes = columns.turns
+        standing = np.zeros((len(self._groups), last + 1))
+        standing[:, 0] = self.per_group(cell, lambda of: of.attacked)
+        np.add.at(standing, (self.groups[columns.units[places]], frames), changes)
+        return standing.cumsum(1)

@@ -57,9 +57,8 @@ class Tally:
             self.frames[record.frames_perturbed] += 1
             if record.stacks_perturbed is not None:
                 self.stacks[record.stacks_perturbed] += 1
-        if record.attacked:
-            for frames, change in _turns(record):
-                self.turns[frames] += change
+        for frames, change in turns(record):
+            self.turns[frames] += change
         self.pair_forwards += record.pair_forwards
         self.pair_backwards += record.pair_backwards
 
@@ -125,6 +124,21 @@ def budget_map(
     return np.array([[cell.accuracy_within(budget) for budget in range(frames + 1)] for cell in cells])
 
 
+def turns(record: Record) -> Iterator[tuple[int, int]]:
+    """(frames perturbed, +1 or -1) where an attacked example becomes right or wrong; none of one that was not."""
+    if not record.attacked:
+        return
+    if record.steps is None:
+        if record.success:
+            yield record.frames_perturbed, -1
+        return
+    right = True
+    for frames, step in enumerate(record.steps, start=1):
+        if (step[1] == record.label) != right:
+            right = not right
+            yield frames, 1 if right else -1
+
+
 def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
     """Share of the successful examples that took so many frames, averaged over ε > 0 (Fig. 5).
 
@@ -136,19 +150,6 @@ def frames_histogram(points: Mapping[float, Tally]) -> dict[int, float]:
         for frames, count in t.frames.items():
             shares[frames] += count / t.success / len(tallies)  # type: ignore[assignment]
     return dict(sorted(shares.items()))
-
-
-def _turns(record: Record) -> Iterator[tuple[int, int]]:
-    """(frames perturbed, +1 or -1) where an attacked example becomes right or wrong."""
-    if record.steps is None:
-        if record.success:
-            yield record.frames_perturbed, -1
-        return
-    right = True
-    for frames, step in enumerate(record.steps, start=1):
-        if (step[1] == record.label) != right:
-            right = not right
-            yield frames, 1 if right else -1
 
 
 def _mean(counts: Counter[int]) -> float | None:

@@ -9,6 +9,7 @@ from attacks.group_bootstrap import (
     LEVEL,
     RESAMPLES,
     Interval,
+    alike,
     effective_wilson,
     rate_intervals,
     resampled_ratios,
@@ -16,6 +17,9 @@ from attacks.group_bootstrap import (
     strata_of,
     student_quantile,
 )
+
+AT_ONCE = 100
+"""rates whose resamples are in memory together"""
 
 
 class Paired(NamedTuple):
@@ -55,16 +59,25 @@ def clustered_rates(
     about 20 groups: below ten an interval is an indication only.
 
     Args:
-        successes, totals: (G, k) counts of each group; a group may have no unit.
+        successes, totals: (G, k) counts of each group. A group without a unit of a rate is left out of that rate: it
+            counts neither in the variance nor in the degrees of freedom.
         strata: (G,) class of each group, whose share is fixed; one stratum when None.
 
     Returns:
         k intervals; (nan, nan) where there is no unit.
     """
     successes, totals = np.asarray(successes, float), np.asarray(totals, float)
-    strata = strata_of(strata, len(totals))
-    replicates = resampled_ratios(successes, totals, strata, resamples, seed)
-    return rate_intervals(successes, totals, replicates, strata, level)
+    intervals = [Interval(np.nan, np.nan)] * totals.shape[1]
+    for groups, rates in alike(totals > 0):
+        if not groups.any():
+            continue
+        of = _strata_of(strata, groups)
+        for some in np.split(rates, range(AT_ONCE, len(rates), AT_ONCE)):
+            counts = successes[np.ix_(groups, some)], totals[np.ix_(groups, some)]
+            replicates = resampled_ratios(*counts, of, resamples, seed)
+            for rate, interval in zip(some, rate_intervals(*counts, replicates, of, level), strict=True):
+                intervals[rate] = interval
+    return intervals
 
 
 def clustered_rate(
@@ -89,19 +102,17 @@ def averaged_rates(
         successes: (G, E, k) counts.
         totals: (G, E), each of the E with a unit in some group.
     """
+    some = np.any(np.asarray(totals) > 0, axis=1)
+    successes, totals, strata = successes[some], totals[some], _strata_of(strata, some)
     groups, averaged, rates = successes.shape
-    strata = strata_of(strata, groups)
     sums = resampled_sums(successes.reshape(groups, -1), strata, resamples, seed).reshape(-1, averaged, rates)
     units = np.asarray(totals, float)[:, :, None]
     resampled = resampled_sums(totals, strata, resamples, seed)[:, :, None]
     estimates = successes.sum(0) / units.sum(0)
     replicates = np.where(resampled > 0, sums / np.maximum(resampled, 1e-9), estimates).mean(1)
     influence = ((successes - estimates * units) / units.sum(0)).mean(1)
-    of = int((totals.sum(1) > 0).sum())
-    return [
-        effective_wilson(float(rate), float(variance), influence[:, k], strata, of, level)
-        for k, (rate, variance) in enumerate(zip(estimates.mean(0), replicates.var(0), strict=True))
-    ]
+    low, high = effective_wilson(estimates.mean(0), replicates.var(0), influence, strata, level)
+    return list(map(Interval, low.tolist(), high.tolist()))
 
 
 def clustered_mean(
@@ -115,17 +126,19 @@ def clustered_mean(
 ) -> Interval:
     """Interval of a positive mean, from each group's sum and count (G,): Student's, on the logarithm.
 
-    (nan, nan) where the groups do not vary: nothing then tells how sure the mean is.
+    Groups without a unit are left out. (nan, nan) where the rest do not vary: nothing then tells how sure the mean is.
     """
     sums, counts = np.asarray(sums, float), np.asarray(counts, float)
-    strata = strata_of(strata, len(counts))
-    if (counts > 0).sum() < 2 or sums.sum() <= 0:
+    some = counts > 0
+    sums, counts, strata = sums[some], counts[some], _strata_of(strata, some)
+    if len(counts) < 2 or sums.sum() <= 0:
         return Interval(np.nan, np.nan)
     mean = sums.sum() / counts.sum()
-    error = resampled_ratios(sums[:, None], counts[:, None], strata, resamples, seed).std(0)[0]
+    error = resampled_ratios(sums[:, None], counts[:, None], strata, resamples, seed).std(0, dtype=np.float64)[0]
     if error <= 1e-5 * mean:  # the resamples are summed in single precision
         return Interval(np.nan, np.nan)
-    width = np.exp(student_quantile((sums - mean * counts) / counts.sum(), strata, level) * error / mean)
+    influence = (sums - mean * counts) / counts.sum()
+    width = np.exp(student_quantile(influence[:, None], strata, level)[0] * error / mean)
     return Interval(float(mean / width), float(mean * width))
 
 
@@ -162,12 +175,13 @@ def mcnemar(
         intervals = [wilson(int(successes), len(first), level=level) for successes in both.sum(0)]
         pairs = both
     else:
-        strata = strata_of(strata, int(groups.max()) + 1 if strata is None else len(strata))
-        successes = np.stack([np.bincount(groups, column, minlength=len(strata)) for column in both.T], 1)
-        totals = np.bincount(groups, minlength=len(strata))[:, None].repeat(2, 1).astype(float)
+        found, groups = np.unique(groups, return_inverse=True)
+        strata = strata_of(None if strata is None else np.asarray(strata)[found], len(found))
+        successes = np.stack([np.bincount(groups, column) for column in both.T], 1)
+        totals = np.bincount(groups)[:, None].repeat(2, 1).astype(float)
         pairs = resampled_ratios(successes, totals, strata, resamples, seed)
         intervals = rate_intervals(successes, totals, pairs, strata, level)
-    varying = (pairs.std(0) > 1e-5).all()  # the resamples are summed in single precision
+    varying = (pairs.std(0, dtype=np.float64) > 1e-5).all()  # the resamples are summed in single precision
     together = float(np.corrcoef(pairs.T)[0, 1]) if varying else 0.0
     p, q = both.mean(0)
     interval = difference(p, q, intervals[0], intervals[1], together)
@@ -182,3 +196,8 @@ def difference(p: float, q: float, first: Interval, second: Interval, together: 
 
     low = p - q - reach(p - first.low, second.high - q)
     return Interval(max(low, -1.0), min(p - q + reach(first.high - p, q - second.low), 1.0))
+
+
+def _strata_of(strata: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
+    """`strata_of` these groups (G,) bool alone."""
+    return strata_of(None if strata is None else np.asarray(strata)[groups], int(groups.sum()))

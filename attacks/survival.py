@@ -1,9 +1,11 @@
 """Frames to success as a survival curve with its band (Kaplan and Meier). Pure functions of arrays."""
 
+from fractions import Fraction
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from attacks.group_bootstrap import LEVEL, RESAMPLES, effective_wilson, ratio, resampled_sums, strata_of
 
@@ -49,25 +51,29 @@ def survival(
             f"{len(frames)} units, frames {frames.tolist()[:5]} …: at least one attacked unit is needed, "
             f"with 0 to {last} frames, and 1 at least where it fell"
         )
-    groups = np.arange(len(frames)) if groups is None else np.asarray(groups)
-    curve = stats.ecdf(stats.CensoredData.right_censored(frames, ~success)).sf
+    found, groups = np.unique(np.arange(len(frames)) if groups is None else groups, return_inverse=True)
+    strata = strata_of(None if strata is None else np.asarray(strata)[found], len(found))
     times = np.arange(last + 1)
-    standing = curve.evaluate(times)
     # Of each group at each time: units that fell, and units that had stood until then.
-    strata = strata_of(strata, int(groups.max()) + 1 if strata is None else len(strata))
-    fell = np.zeros((len(strata), last + 1))
+    fell = np.zeros((len(found), last + 1))
     np.add.at(fell, (groups[success], frames[success]), 1)
     left = np.zeros_like(fell)
     np.add.at(left, (groups, frames), 1)
     risk = left[:, ::-1].cumsum(1)[:, ::-1]
+    shares = _kaplan_meier(fell.sum(0), risk.sum(0))
+    standing = np.array(shares, float)
     hazards = ratio(resampled_sums(fell, strata, resamples, seed), resampled_sums(risk, strata, resamples, seed))
-    variances = (1 - np.nan_to_num(hazards)).cumprod(1).var(0)
+    variances = (1 - np.nan_to_num(hazards)).cumprod(1).var(0, dtype=np.float64)
     hazard, at_risk = np.nan_to_num(ratio(fell.sum(0), risk.sum(0))), risk.sum(0)
     steps = np.nan_to_num(ratio(fell - hazard * risk, at_risk * (1 - hazard)))
     influence = -standing * steps.cumsum(1)
-    units = int((left.sum(1) > 0).sum())
-    band = [effective_wilson(standing[t], variances[t], influence[:, t], strata, units, level) for t in times]
-    low, high = (np.array(side) for side in zip(*band, strict=True))
+    low, high = effective_wilson(standing, variances, influence, strata, level)
     low[0] = high[0] = 1.0  # before the first frame all stand, by definition
-    crossings = [next((int(t) for t in times if side[t] <= 0.5), None) for side in (standing, low, high)]
+    crossings = [next((int(t) for t in times if side[t] <= 0.5), None) for side in (shares, low, high)]
     return Survival(standing, low, high, crossings[0], (crossings[1], crossings[2]))
+
+
+def _kaplan_meier(fell: np.ndarray, risk: np.ndarray) -> list[Fraction]:
+    """The product of the shares that stood each time, exact: floats often miss one half where half have fallen."""
+    stood = (Fraction(int(n - d), int(n)) if n else Fraction(1) for d, n in zip(fell, risk, strict=True))
+    return list(accumulate(stood, mul))

@@ -77,7 +77,7 @@ def class_bars(results: Results) -> Figure:
     """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
     attack, epsilon = results.strongest, results.epsilons[0]
     cells = [Cell("stack", CLEAN, results.system, 0.0), Cell("stack", attack, results.system, epsilon)]
-    clean, attacked = (by_class(results, cell) for cell in cells)
+    clean, attacked = by_class(results, cells)
     order = sorted(clean, key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
     some = ""
     if len(order) > 2 * BARS:
@@ -127,7 +127,7 @@ def confusion_maps(results: Results) -> Figure | None:
 
 
 def media_bars(results: Results) -> Figure | None:
-    """Stack accuracy by medium at the ε with most rows, clean frames and each attack side by side."""
+    """Stack accuracy by medium at the largest ε that was stored, clean frames and each attack side by side."""
     table = realisability(results)
     rows = [row for row in table.rows if row[1] == results.system]
     if not rows:
@@ -152,7 +152,9 @@ def media_bars(results: Results) -> Figure | None:
     ax.set_xlim(-0.6, len(media) - 0.1)
     ax.set_xticks(range(len(media)), media, rotation=20)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 5))
-    figure.suptitle(f"What survives being stored, {results.system}, ε = {epsilon:g}")
+    stacks = sorted({int(row[4] or 0) for of in shown.values() for row in of})
+    extent = f"{stacks[0]}" if len(stacks) == 1 else f"{stacks[0]} to {stacks[-1]}"
+    figure.suptitle(f"What survives being stored, {results.system}, ε = {epsilon:g} ({extent} stacks)")
     return figure
 
 

@@ -119,12 +119,13 @@ def paired(results: Results) -> Table:
 def frames_to_success(results: Results) -> Table:
     """Median frames, failures censored at T; the share that stands at each budget; the paper's mean over successes."""
     rows: list[list[Value]] = []
+    after = range(1, results.frames + 1)
     for (attack, system, epsilon), curve in results.survivals.items():
         counts = results.tallies[Cell("stack", attack, system, epsilon)]
         rows.append(
             [attack, system, epsilon, counts.attacked, curve.median, *curve.median_interval]
             + [rounded(counts.mean_frames)]
-            + [percent(float(share)) for share in curve.standing[1:]]
+            + [percent(float(share[t])) for t in after for share in (curve.standing, curve.low, curve.high)]
         )
     heads = ("attack", "judged", "epsilon", "attacked", "median", "low", "high", "mean of successes")
     return Table(
@@ -132,10 +133,13 @@ def frames_to_success(results: Results) -> Table:
         title=f"Frames to success: median, failures counted as more than {results.frames}; share (%) still right",
         columns=[
             *(("", name) for name in heads),
-            *(("still right after", f"{frames}") for frames in range(1, results.frames + 1)),
+            *((f"still right after {frames}", bound) for frames in after for bound in ("", "low", "high")),
         ],
         rows=rows,
-        notes=[f"No median: more than half of the stacks are still right with all {results.frames} frames perturbed."],
+        notes=[
+            f"No median: more than half of the stacks are still right with all {results.frames} frames perturbed.",
+            "low, high: 95 % interval, of a share pointwise.",
+        ],
     )
 
 
@@ -150,16 +154,27 @@ def budgets(results: Results) -> Table:
                 results.tallies, attack=attack, target=system, epsilons=results.epsilons, frames=results.frames
             )
             for epsilon, row in zip(results.epsilons, accuracy, strict=True):
-                rows.append([attack, system, epsilon, *(percent(float(share)) for share in row)])
+                bounds = results.budgets[attack, system, epsilon]
+                values: list[Value] = [attack, system, epsilon]
+                for share, bound in zip(row.tolist(), bounds, strict=True):
+                    values += [percent(share), *percents(bound)]
+                rows.append(values)
     return Table(
         name="budgets",
         title="Stack accuracy (%) of all stacks by ε and frame budget",
         columns=[
             *(("", name) for name in ("attack", "judged", "epsilon")),
-            *(("frames perturbed", f"{frames}") for frames in range(results.frames + 1)),
+            *(
+                (f"{frames} frame{'s' * (frames != 1)}", bound)
+                for frames in range(results.frames + 1)
+                for bound in ("", "low", "high")
+            ),
         ],
         rows=rows,
-        notes=["Each frame is perturbed in the attack's own order until the stack is lost or the budget is."],
+        notes=[
+            "Each frame is perturbed in the attack's own order until the stack is lost or the budget is.",
+            "low, high: 95 % interval.",
+        ],
     )
 
 

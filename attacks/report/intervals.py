@@ -1,6 +1,6 @@
 """The interval of every rate and mean of a sweep, and its survival curves, by the bootstrap over groups."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +12,6 @@ from attacks.statistics import clustered_mean, clustered_rates
 from attacks.survival import Survival, survival
 
 Values = Callable[[CellColumns], np.ndarray]
-
-AT_ONCE = 100
-"""rates in one call: bounds the memory of their resamples"""
 
 
 class CellIntervals(NamedTuple):
@@ -59,25 +56,32 @@ def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[tuple
     return dict(sorted(curves.items(), key=lambda item: (attacks.index(item[0][0]), *item[0][1:])))
 
 
+def budget_intervals(
+    columns: Columns, attacks: Sequence[str], last: int
+) -> dict[tuple[str, str, float], list[Interval]]:
+    """(attack, target, ε) -> intervals of the stack accuracy with 0 … T = `last` frames perturbed at most, T + 1 of
+    them, of attacks that go frame by frame."""
+    cells = [cell for cell in columns.cells if cell.level == "stack" and cell.attack in attacks]
+    if not cells:
+        return {}
+    standing = np.concatenate([columns.standing_within(cell, last) for cell in cells], 1)
+    units = np.stack([columns.per_group(cell, _one) for cell in cells], 1).repeat(last + 1, 1)
+    intervals = clustered_rates(standing, units, columns.group_labels)
+    return {cell[1:]: intervals[i * (last + 1) :][: last + 1] for i, cell in enumerate(cells)}
+
+
 def _rates(
     columns: Columns, cells: Mapping[Cell, CellColumns], successes: Values, totals: Values
 ) -> dict[Cell, Interval]:
-    names, intervals = list(cells), []
-    for some in _chunks(names):
-        of_groups, units = (
-            np.stack([columns.per_group(cell, values) for cell in some], 1) for values in (successes, totals)
-        )
-        intervals += clustered_rates(of_groups, units, columns.group_labels)
-    return dict(zip(names, intervals, strict=True))
+    of_groups, units = (
+        np.stack([columns.per_group(cell, values) for cell in cells], 1) for values in (successes, totals)
+    )
+    return dict(zip(cells, clustered_rates(of_groups, units, columns.group_labels), strict=True))
 
 
 def _mean_frames(columns: Columns, cell: Cell) -> Interval:
     frames = columns.per_group(cell, lambda units: units.frames * units.success)
     return clustered_mean(frames, columns.per_group(cell, lambda units: units.success), columns.group_labels)
-
-
-def _chunks(names: list[Cell]) -> Iterator[list[Cell]]:
-    yield from (names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE))
 
 
 def _standing(cell: CellColumns) -> np.ndarray:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from attacks.columns import Columns
 from attacks.examples import Example, load_examples
+from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
-from attacks.report.intervals import CellIntervals, cell_intervals, survivals
+from attacks.report.intervals import CellIntervals, budget_intervals, cell_intervals, survivals
 from attacks.report.path_table import read_paths
 from attacks.survival import Survival
 
@@ -18,6 +19,9 @@ NOISE = "noise"
 CONTROLS = (NOISE, "random_order", "first_to_last", "least_salient")
 """Attacks of these names are controls: they stand beside the paper's attacks, not among them. Random signs; and the
 gradient's signs on the frames in another order."""
+
+ROW = ("clip", "stack", "attack", "target", "epsilon", "medium", "prediction", "label", "attacked", "correct")
+"""what a row of realisability.json tells"""
 
 
 class Results(NamedTuple):
@@ -44,13 +48,15 @@ class Results(NamedTuple):
     """T, of a stack"""
     survivals: dict[tuple[str, str, float], Survival]
     """(attack, target, ε), for the attacks that go frame by frame"""
+    budgets: dict[tuple[str, str, float], list[Interval]]
+    """(attack, target, ε) -> of the stack accuracy with 0 … T frames perturbed at most, for the same attacks"""
     settings: Mapping[str, Any]
     runs: list[dict[str, Any]]
     """the runs that made the records, as far as provenance.json tells"""
     costs: Mapping[str, Mapping[str, float]]
     """quantity -> "<attack>/<target>" -> its sum over the sweep; empty where there is no costs.json"""
     realisability: list[dict[str, Any]]
-    """rows {clip, stack, attack, target, epsilon, medium, prediction, label, attacked, correct}"""
+    """rows with the keys of ROW"""
     paths: dict[str, dict[str, int]]
     """system -> what `make check-paths` counted; empty where it was not run"""
 
@@ -110,7 +116,8 @@ def load_results(folder: Path) -> Results:
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
-        ValueError: there are no records, or a line that is not one; or a file that is not what its name says.
+        ValueError: there are no records, none of the clean system, or a line that is not one; or a file that is not
+            what its name says, or tells of stacks that have no record.
     """
     if not (folder / "settings.json").exists():
         raise FileNotFoundError(f"{folder}: no settings.json; the folder that a sweep wrote its records to is needed")
@@ -132,10 +139,12 @@ def load_results(folder: Path) -> Results:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
     attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
     dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
+    _check_clean(folder / "records.jsonl", tallies, settings["system"])
     clean = tallies[Cell("stack", CLEAN, settings["system"], 0.0)]
     # T - 1 pairs are estimated of a clean stack. Records that do not count pairs tell T by their attacks on all frames.
     perturbed = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
     frames = max(1 + clean.pair_forwards // clean.examples, perturbed)
+    frame_by_frame = [name for name in attacks if name not in dense]
     return Results(
         system=settings["system"],
         targets=[name for name in settings["systems"] if name != settings["system"]],
@@ -151,13 +160,43 @@ def load_results(folder: Path) -> Results:
         columns=columns,
         intervals=cell_intervals(columns),
         frames=frames,
-        survivals=survivals(columns, [name for name in attacks if name not in dense], frames),
+        survivals=survivals(columns, frame_by_frame, frames),
+        budgets=budget_intervals(columns, frame_by_frame, frames),
         settings=settings,
         runs=read_provenance(folder),
         costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},
-        realisability=_json(folder / "realisability.json", []),
+        realisability=_realisability(folder / "realisability.json", columns),
         paths=read_paths(folder),
     )
+
+
+def _check_clean(path: Path, tallies: Mapping[Cell, Tally], system: str) -> None:
+    """Every curve begins at the clean system: both levels of the white box, and whatever else was attacked."""
+    needed = {(level, system) for level in ("stack", "video")} | {(cell.level, cell.target) for cell in tallies}
+    for level, target in sorted(needed):
+        if Cell(level, CLEAN, target, 0.0) not in tallies:
+            seen = sorted({cell.attack for cell in tallies if (cell.level, cell.target) == (level, target)})
+            raise ValueError(
+                f"{path}: no {level} of {target} has a row of attack {CLEAN!r} at epsilon 0; its rows are of "
+                f"{', '.join(seen) or 'no attack'}. A sweep writes a clip's rows together: remove the folder's "
+                "records*.jsonl and run the sweep again"
+            )
+
+
+def _realisability(path: Path, columns: Columns) -> list[dict[str, Any]]:
+    """The rows of realisability.json, each of a stack that has its records."""
+    way_out = "remove the file, and the report does without; the sweep, started again, writes it anew"
+    rows = _json(path, [])
+    for number, row in enumerate(rows):
+        missing = [name for name in ROW if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ValueError(f"{path}: row {number}, {row!r}, has no {', '.join(missing)}; {way_out}")
+        if (row["clip"], row["stack"]) not in columns.unit_names:
+            raise ValueError(
+                f"{path}: row {number} is of clip {row['clip']!r}, stack {row['stack']}, of which "
+                f"{path.with_name('records.jsonl')} has no row; {way_out}"
+            )
+    return rows
 
 
 def _json(path: Path, absent: Any) -> Any:

@@ -24,9 +24,12 @@ HERE, BETWEEN, THERE = "this run", "95 %", "paper"
 """sources of a row: what was measured, its interval, what the paper prints"""
 
 _LATEX = str.maketrans(
-    {c: rf"\{c}" for c in "%&#_$"}
-    | {"†": r"$^\dagger$", "‡": r"$^\ddagger$", "<": "$<$", "–": "--", "ε": r"$\epsilon$"}
+    {c: rf"\{c}" for c in "%&#_${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {"<": "$<$", ">": "$>$", "|": "$|$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "ε": r"$\epsilon$"}
+    | {"†": r"$^\dagger$", "‡": r"$^\ddagger$", "–": "--", "…": r"\ldots{}", "\u00a0": "~"}
 )
+"""for pdfLaTeX; letters of a name that are none of ASCII's stay as they are, which it reads as UTF-8"""
 _TEXT_COLUMNS = {
     "attack",
     "first",

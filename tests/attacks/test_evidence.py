@@ -13,11 +13,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from attacks.columns import SEVERAL
 from attacks.records import CLEAN, Record, read_records
-from attacks.report.class_tables import confusion
-from attacks.report.evidence_tables import all_tables
+from attacks.report import evidence_figures
+from attacks.report.class_tables import confusion, per_class
+from attacks.report.evidence_tables import all_tables, rates
 from attacks.report.results import Results, load_results
 from attacks.report.table import Table
+from attacks.report.tables import SHARED, table1
+from attacks.statistics import clustered_rate
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 made_up = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "report.py"), run_name="report_benchmark"))
@@ -142,8 +146,9 @@ def test_survival_and_budgets(records: list[Record], results: Results, tables: d
         assert row["median"] == (median if median <= 11 else None)
         for frames in range(1, 12):
             standing = sum(n > frames for n in needed)
-            assert row[f"still right after/{frames}"] == round(100 * standing / len(needed), 2)
-            assert budgets[attack, target, epsilon][f"frames perturbed/{frames}"] == round(100 * standing / len(of), 2)
+            assert row[f"still right after {frames}/"] == round(100 * standing / len(needed), 2)
+            budget = f"{frames} frame{'s' if frames > 1 else ''}/"
+            assert budgets[attack, target, epsilon][budget] == round(100 * standing / len(of), 2)
 
 
 def test_classes_and_confusions(records: list[Record], results: Results, tables: dict[str, Table]) -> None:
@@ -162,6 +167,104 @@ def test_classes_and_confusions(records: list[Record], results: Results, tables:
     listed = [r for r in dicts(tables["confusion"]) if (r["attack"], r["epsilon"]) == ("iterative_saliency_rg", 0.01)]
     assert sum(r["stacks"] for r in listed) == expected.sum() - np.trace(expected)
     assert [r["stacks"] for r in listed] == sorted((r["stacks"] for r in listed), reverse=True)
+
+
+def by_group(records: list[Record], within: int = 99) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(G,) stacks of each group, in order of name; those right when clean; those still right within so many frames."""
+    groups = sorted({r.group for r in records})
+    of = [[r for r in records if r.group == group] for group in groups]
+    right = [[r for r in rows if r.attacked] for rows in of]
+    still = [sum(not r.success or r.frames_perturbed > within for r in rows) for rows in right]
+    return np.array([*map(len, of)]), np.array([*map(len, right)]), np.array(still)
+
+
+def in_percent(interval: tuple[float, float]) -> object:
+    """As the tables round it."""
+    return pytest.approx(tuple(100 * end for end in interval), abs=0.006)
+
+
+CLASS_OF_GROUP = np.repeat(np.arange(CLASSES), 4)
+
+
+@pytest.mark.parametrize("attack", ["iterative_saliency_rg", "first_to_last"])
+def test_every_share_has_its_interval(records: list[Record], tables: dict[str, Table], attack: str) -> None:
+    """Of survival, budgets and orders, as the bootstrap gives it of the groups' plain counts."""
+    survival, budgets = (
+        {(r["attack"], r["judged"], r["epsilon"]): r for r in dicts(tables[t])} for t in ("survival", "budgets")
+    )
+    for epsilon in made_up.EPSILONS:
+        of = stacks(records, attack, "flownet2", epsilon)
+        key = (attack, "flownet2", epsilon)
+        for frames in range(12):
+            units, right, still = by_group(of, frames)
+            row = budgets[key]
+            name = "1 frame" if frames == 1 else f"{frames} frames"
+            expected = clustered_rate(still, units, CLASS_OF_GROUP)
+            assert (row[f"{name}/low"], row[f"{name}/high"]) == in_percent(expected)
+            if frames:
+                row = survival[key]
+                name = f"still right after {frames}"
+                assert (row[f"{name}/low"], row[f"{name}/high"]) == in_percent(
+                    clustered_rate(still, right, CLASS_OF_GROUP)
+                )
+            if frames == 3:
+                (sure,) = [r for r in dicts(tables["orders"])[1::2] if r["epsilon"] == epsilon]
+                low, high = expected
+                assert sure[f"{attack}/Stk-A≤3"] == f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def test_confusions_have_intervals_of_their_classes_groups(records: list[Record], tables: dict[str, Table]) -> None:
+    for row in dicts(tables["confusion"]):
+        clean, attacked = (int(row[name].removeprefix("Class")) for name in ("clean", "adversarial"))
+        of = [r for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.attacked and r.label == clean]
+        groups = sorted({r.group for r in of})
+        taken, units = (
+            [sum(r.group == group and (not as_it or r.prediction == attacked) for r in of) for group in groups]
+            for as_it in (True, False)
+        )
+        assert row["stacks"] == sum(taken) and row["% of class"] == round(100 * sum(taken) / len(of), 2)
+        assert (row["low"], row["high"]) == in_percent(clustered_rate(np.array(taken), np.array(units)))
+        assert row["low"] <= row["% of class"] <= row["high"]
+
+
+@pytest.fixture(scope="module")
+def by_person(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, list[Record]]:
+    """The same sweep, its clips grouped by who is seen: four persons in several classes, a fifth in one alone."""
+    persons = tmp_path_factory.mktemp("by_person")
+    (persons / "settings.json").write_bytes((folder / "settings.json").read_bytes())
+    with (persons / "records.jsonl").open("w") as file:
+        for record in read_records(folder / "records.jsonl"):
+            person = "g05" if (record.label, record.group[-3:]) == (2, "g04") else record.group[-3:]
+            file.write(json.dumps(record._replace(group=person)._asdict()) + "\n")
+    return load_results(persons), list(read_records(persons / "records.jsonl"))
+
+
+def test_a_group_of_several_classes_counts_for_each(by_person: tuple[Results, list[Record]]) -> None:
+    results, records = by_person
+    rows = [row for row in dicts(per_class(results)) if row["attack"] == "iterative_saliency_rg"]
+    assert {row["class"] for row in rows} == set(results.classes)
+    for row in rows:
+        label = results.classes.index(row["class"])
+        of = [r for r in stacks(records, row["attack"], "flownet2", row["epsilon"]) if r.label == label]
+        units, right, still = by_group(of)
+        assert (row["stacks"], row["attacked"], row["groups"]) == (len(of), right.sum(), 4)
+        assert row["accuracy/"] == round(100 * still.sum() / len(of), 2)
+        assert (row["accuracy/low"], row["accuracy/high"]) == in_percent(clustered_rate(still, units))
+        assert (row["success/low"], row["success/high"]) == in_percent(clustered_rate(right - still, right))
+
+
+def test_groups_of_several_classes_are_one_stratum(by_person: tuple[Results, list[Record]], results: Results) -> None:
+    """Whatever class is read first: four persons' groups are drawn together, and with them the fifth, alone in one."""
+    persons, records = by_person
+    assert persons.columns.group_labels.tolist() == [SEVERAL] * 4 + [2]
+    assert sorted(results.columns.group_labels) == [0] * 4 + [1] * 4 + [2] * 4
+    rows = {(r["level"], r["attack"], r["judged"], r["epsilon"]): r for r in dicts(rates(persons))}
+    for attack in ("one_shot", "iterative_saliency_rg"):
+        of = stacks(records, attack, "flownet2", 0.01)
+        units, _, still = by_group(of)
+        row = rows["stack", attack, "flownet2", 0.01]
+        assert (row["accuracy of all/low"], row["accuracy of all/high"]) == in_percent(clustered_rate(still, units))
+    assert SHARED in table1(persons).notes and SHARED not in table1(results).notes
 
 
 def test_perceptibility_is_the_mean_of_what_was_measured(records: list[Record], tables: dict[str, Table]) -> None:
@@ -183,6 +286,17 @@ def test_realisability_beside_the_clean_frames(
     assert 0 < kept < counts.success
     assert rows["one_shot", "h264 crf 23"]["success/"] == round(100 * kept / counts.attacked, 2)
     assert rows["one_shot", "float"]["accuracy/"] == round(100 * counts.accuracy, 2)
+
+
+def test_the_figure_of_stored_frames_says_how_many_stacks(results: Results) -> None:
+    """At the largest ε, whichever has most rows; of more clips for one attack than for another, both numbers."""
+    rows = [r for r in results.realisability if r["medium"] == "float"]
+    stored = [{**r, "epsilon": 0.02 if r["attack"] != CLEAN else 0.0} for r in rows if r["stack"] == 0]
+    count = sum(r["attack"] == CLEAN for r in rows)
+    title = evidence_figures.media_bars(results).get_suptitle()
+    assert title.endswith(f"ε = 0.01 ({count} stacks)")
+    both = results._replace(realisability=[*rows, *stored])
+    assert f"ε = 0.02 ({count // 2} to {3 * count // 2} stacks)" in evidence_figures.media_bars(both).get_suptitle()
 
 
 def test_costs_are_listed(tables: dict[str, Table]) -> None:
@@ -228,6 +342,22 @@ def test_forms_of_a_table() -> None:
     assert len({len(line) for line, _ in [TABLE.lines()[i] for i in (3, 5, 6)]}) == 1
 
 
+def test_latex_is_ascii_and_escaped(tables: dict[str, Table], by_person: tuple[Results, list[Record]]) -> None:
+    """pdfLaTeX stops at a character that it has no font for; what LaTeX takes for its own is not left to it."""
+    every = [*tables.values(), *all_tables(by_person[0]), TABLE]
+    assert any("≤" in heading for table in every for heading in table.headings)
+    for table in every:
+        text = table.latex()
+        assert text.isascii(), (table.name, sorted({c for c in text if not c.isascii()}))
+        cells = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+        rows = [line for line in cells.splitlines() if line.endswith(r" \\") and r"\multicolumn" not in line]
+        assert all(len(re.findall(r"(?<!\\)&", row)) == len(table.columns) - 1 for row in rows) and len(rows) > 1
+    odd = Table("t", r"{a}\b^c~d", [("", "class"), ("", "x ≤ 3 | y ≥ 1")], [["100 % & #1_$", "<2 × 3>"]], ["…"])
+    assert r"\caption{\{a\}\textbackslash{}b\textasciicircum{}c\textasciitilde{}d. \ldots{}}" in odd.latex()
+    assert r"class & x $\leq$ 3 $|$ y $\geq$ 1 \\" in odd.latex()
+    assert r"100 \% \& \#1\_\$ & $<$2 $\times$ 3$>$ \\" in odd.latex()
+
+
 def test_a_file_that_is_something_else_is_refused(folder: Path, results: Results, tmp_path: Path) -> None:
     for name in ("settings.json", "records.jsonl"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -236,4 +366,32 @@ def test_a_file_that_is_something_else_is_refused(folder: Path, results: Results
         load_results(tmp_path)
     (tmp_path / "realisability.json").write_text("[{")
     with pytest.raises(ValueError, match=r"realisability\.json is not JSON"):
+        load_results(tmp_path)
+
+
+def test_a_stored_stack_without_records_is_named(folder: Path, results: Results, tmp_path: Path) -> None:
+    for name in ("settings.json", "records.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    row = results.realisability[0]
+    for wrong in ({"clip": "Class000/v_other"}, {"stack": 7}):
+        (tmp_path / "realisability.json").write_text(json.dumps([row, row | wrong]))
+        with pytest.raises(
+            ValueError, match=r"realisability\.json: row 1 is of clip '.*', stack \d, of which .*remove"
+        ):
+            load_results(tmp_path)
+    (tmp_path / "realisability.json").write_text(json.dumps([{k: v for k, v in row.items() if k != "medium"}]))
+    with pytest.raises(ValueError, match=r"realisability\.json: row 0, .*, has no medium; remove"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize("level, target", [("stack", "flownet2"), ("video", "flownet2"), ("stack", "tvl1")])
+def test_records_without_the_clean_system_are_refused(folder: Path, tmp_path: Path, level: str, target: str) -> None:
+    (tmp_path / "settings.json").write_bytes((folder / "settings.json").read_bytes())
+    rows = map(json.loads, (folder / "records.jsonl").read_text().splitlines())
+    kept = [row for row in rows if (row["level"], row["target"], row["attack"]) != (level, target, CLEAN)]
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    message = (
+        rf"records\.jsonl: no {level} of {target} has a row of attack 'clean' .*of .*one_shot.*run the sweep again"
+    )
+    with pytest.raises(ValueError, match=message):
         load_results(tmp_path)

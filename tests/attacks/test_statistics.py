@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attacks.group_bootstrap import group_weights
+from attacks.group_bootstrap import RESAMPLES, resampled_ratios, resampled_sums
 from attacks.statistics import (
     averaged_rates,
     clustered_mean,
@@ -33,8 +33,7 @@ def test_bootstrap_variance_is_the_linearised_one() -> None:
     rate = successes.sum() / totals.sum()
     residual = (successes - rate * totals) / totals.sum()
     variance = sum(50 / 49 * ((e - e.mean()) ** 2).sum() for e in (residual[strata == s] for s in range(4)))
-    weights = group_weights(strata)
-    replicates = (weights @ successes) / (weights @ totals)
+    replicates = resampled_ratios(successes[:, None], totals[:, None], strata, RESAMPLES, seed=0)
     assert replicates.var() == pytest.approx(variance, rel=0.06)
     assert replicates.mean() == pytest.approx(rate, abs=0.002)
 
@@ -130,26 +129,63 @@ def test_equal_attacks_differ_by_nothing_but_not_certainly() -> None:
     assert swapped.interval == pytest.approx((-back.interval.high, -back.interval.low))
 
 
-def test_groups_without_a_unit_add_nothing_to_a_difference() -> None:
-    """Eight of ten groups have none: a resample of these alone says nothing of either attack, nor of both together."""
-    groups, always = np.repeat([0, 1], 20), np.ones(40, bool)
-    first, second = np.repeat([1, 0, 1, 0], [15, 5, 9, 11]), np.repeat([0, 1, 0, 1, 0], [12, 8, 4, 6, 10])
-    totals = np.bincount(groups, minlength=10)
-    of_first, of_second = (np.bincount(groups, success, minlength=10) for success in (first, second))
-    # Beside an attack that never varies there is no correlation: the difference follows from the two rates alone.
-    p, q = clustered_rate(of_first, totals), clustered_rate(totals, totals)
-    beside = mcnemar(first, always, groups, np.zeros(10, int)).interval
-    assert beside == pytest.approx(difference(first.mean(), 1, p, q))
-    # Two draws of nine see both groups, one or none: where one, the rates are that group's own.
-    q = clustered_rate(of_second, totals)
-    weights = group_weights(np.zeros(10, int)).astype(float)
-    seen = (weights @ totals) > 0
-    rates = [
-        np.where(seen, weights @ of / np.maximum(weights @ totals, 1), of.sum() / 40) for of in (of_first, of_second)
+@pytest.mark.parametrize("falls, stands", [(6, 3), (4, 5), (7, 2)])
+def test_an_attack_that_varies_between_classes_alone_is_uncorrelated(falls: int, stands: int) -> None:
+    """All of one class and none of another fall to it: it has no correlation, whatever single precision adds up to."""
+    strata, clips = np.repeat([0, 1], [falls, stands]), np.arange(falls + stands)
+    first, second = strata == 0, clips % 3 > 0
+    p, q = (clustered_rate(success, np.ones(len(clips)), strata) for success in (first, second))
+    expected = difference(first.mean(), second.mean(), p, q)
+    assert mcnemar(first, second, clips, strata).interval == pytest.approx(expected)
+
+
+def test_strata_are_drawn_independently() -> None:
+    """Thirty classes that are equal group by group: the variance of their sum is thirty times that of one."""
+    values, strata = np.tile([0.0, 1.0, 3.0, 7.0], 30)[:, None], np.repeat(np.arange(30), 4)
+    of_one = 4 * values[:4].var(ddof=1)
+    for seed in range(3):
+        assert resampled_sums(values, strata, RESAMPLES, seed).var() == pytest.approx(30 * of_one, rel=0.06)
+
+
+def test_groups_without_a_unit_change_nothing() -> None:
+    """The same four groups alone, and among twelve that have no unit: neither of a class of theirs nor of others."""
+    successes, totals, places = np.array([3, 1, 4, 2]), np.array([4, 5, 4, 3]), np.array([2, 5, 9, 14])
+
+    def among(values: np.ndarray) -> np.ndarray:
+        spread = np.zeros((16, *values.shape[1:]), int)
+        spread[places] = values
+        return spread
+
+    alone = clustered_rate(successes, totals)
+    assert clustered_rate(among(successes), among(totals)) == alone
+    for strata in (np.zeros(16, int), np.arange(16) // 6, np.arange(16)):
+        of_four = np.unique(strata[places], return_inverse=True)[1]
+        assert clustered_rate(among(successes), among(totals), strata) == clustered_rate(successes, totals, of_four)
+    assert clustered_mean(among(7 * successes), among(totals)) == clustered_mean(7 * successes, totals)
+    by_epsilon = np.stack([successes, successes[::-1]], 1), np.stack([totals, totals[::-1]], 1)
+    averaged = averaged_rates(by_epsilon[0][:, :, None], by_epsilon[1])
+    assert averaged_rates(among(by_epsilon[0])[:, :, None], among(by_epsilon[1])) == averaged
+    groups = np.repeat(np.arange(4), totals)
+    first = np.concatenate([np.arange(n) < s for s, n in zip(successes, totals, strict=True)])
+    second, frames = np.roll(first, 3), np.where(first, 2, 11)
+    paired = mcnemar(first, second, groups, np.zeros(4, int))
+    assert mcnemar(first, second, places[groups], np.zeros(16, int)) == paired
+    curve = survival(frames, first, 11, groups, np.zeros(4, int))
+    beside = survival(frames, first, 11, places[groups], np.zeros(16, int))
+    assert (beside.low == curve.low).all() and (beside.high == curve.high).all()
+
+
+def test_a_rate_is_the_same_beside_rates_of_other_groups() -> None:
+    """Rates that leave out different groups, and more of them than fit in one pass."""
+    random = np.random.default_rng(6)
+    totals = random.integers(0, 3, (12, 230))
+    totals[:, 7] = 0
+    successes, strata = random.binomial(totals, 0.4), np.arange(12) // 4
+    together = clustered_rates(successes, totals, strata, resamples=500)
+    alone = [
+        clustered_rates(successes[:, [k]], totals[:, [k]], strata, resamples=500)[0] for k in range(totals.shape[1])
     ]
-    together = np.corrcoef(rates)[0, 1]
-    paired = mcnemar(first, second, groups, np.zeros(10, int)).interval
-    assert paired == pytest.approx(difference(first.mean(), second.mean(), p, q, together), abs=1e-4)
+    assert np.allclose(together, alone, rtol=1e-5, equal_nan=True) and np.isnan(together[7]).all()
 
 
 def test_survival_is_kaplan_and_meiers() -> None:
@@ -182,6 +218,31 @@ def test_survival_censors_what_withstands() -> None:
     assert left_alone.standing.tolist() == pytest.approx(curve.standing.tolist())
     with pytest.raises(ValueError, match=r"with 0 to 11 frames"):
         survival(np.array([0, 3]), np.array([True, True]), last=11)
+
+
+def test_median_where_exactly_half_have_fallen() -> None:
+    """Whatever the number of stacks and the frames at which they fall: the median is the frame of the last of them."""
+    random = np.random.default_rng(5)
+    inexact = 0
+    for half in range(1, 150):
+        fell = random.integers(1, 11, half)
+        frames, success = np.append(fell, np.full(half, 11)), np.arange(2 * half) < half
+        curve = survival(frames, success, 11, np.arange(2 * half) % 5, resamples=20)
+        assert curve.median == fell.max(), half
+        # With one more that withstands more than half still stand.
+        more = survival(np.append(frames, 11), np.append(success, False), 11, np.arange(2 * half + 1) % 5, resamples=20)
+        assert more.median is None, half
+        stood = [1 - (fell == t).sum() / (2 * half - (fell < t).sum()) for t in range(12)]
+        inexact += np.prod(stood) > 0.5
+    assert inexact > 10, "a product of floats would have passed"
+
+
+def test_survival_is_scipys_estimate() -> None:
+    """Censored at any frame, not at the last alone."""
+    random = np.random.default_rng(9)
+    frames, success = random.integers(1, 12, 200), random.random(200) < 0.6
+    expected = stats.ecdf(stats.CensoredData.right_censored(frames, ~success)).sf.evaluate(np.arange(12))
+    assert survival(frames, success, 11).standing == pytest.approx(expected, rel=1e-12)
 
 
 def test_average_of_one_rate_is_that_rate() -> None:
