@@ -57,13 +57,14 @@ def verify(dataset: VideoDataset, store: FlowStore) -> tuple[list[Clip], list[st
 def repair(
     dataset: VideoDataset, estimator: nn.Module, store: FlowStore, *, workers: int | None
 ) -> tuple[int, list[str]]:
-    """Compute again what `verify` finds, and nothing else: how many clips, and a line for each that gave no flow."""
+    """Compute again what `verify` finds, and nothing else: how many clips, and a line for each that gave no flow.
+
+    What is there of a clip stays until its new flow is computed, and for good where its video gives none.
+    """
     bad, _ = verify(dataset, store)
-    for clip in bad:
-        store.remove(clip)
     faults = present_clips(dataset)[1]
     try:
-        return precompute(dataset, bad, estimator, store, workers=workers), faults
+        return precompute(dataset, bad, estimator, store, workers=workers, anew=True), faults
     except ExtractionError as error:
         return len(bad) - len(error.faults), faults + error.faults
 

@@ -51,6 +51,7 @@ def precompute(
     *,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    anew: bool = False,
 ) -> int:
     """Estimate and store the flow of every adjacent frame pair of the clips that the store lacks.
 
@@ -59,20 +60,24 @@ def precompute(
     Args:
         workers: processes; default one per core for OpenCV's algorithms, one per GPU for networks.
         shard: (i, n): only every n-th clip, from the i-th (the first is 0): another machine takes the others.
+        anew: the clips that the store has, too; each stays as it is until its new flow is computed.
 
     Returns:
         How many clips were computed.
 
     Raises:
-        ValueError: the store holds other flow.
+        ValueError: the store holds other flow, or something is to be computed and other versions made it.
         ExtractionError: clips could not be read or estimated: the others are stored, these are named.
         OSError: the disk is full; what was finished is stored.
     """
-    store.open_for_writing()
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard {index} of {count}: counted from 0, it lies below their number")
-    todo = [clip for clip in list(clips)[index::count] if not store.has(clip)]
+    todo = [clip for clip in list(clips)[index::count] if anew or not store.has(clip)]
+    if store.made and not todo:
+        store.check()
+    else:
+        store.open_for_writing()
     if not todo:
         return 0
     of = f", shard {index} of {count}" if count > 1 else ""

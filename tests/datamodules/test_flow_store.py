@@ -29,6 +29,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def made_by(folder: Path, **versions: str) -> None:
+    """Let a store's manifest say that other versions of libraries made it."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "libraries": {**content["libraries"], **versions}}))
+
+
 @pytest.fixture(params=["archive", "loose"])
 def layout(request) -> str:
     return request.param
@@ -92,12 +99,21 @@ def test_a_store_made_with_other_settings_is_refused(small_tree, tmp_path, diffe
         store_for(tmp_path / "store", dataset, estimator, "tar")
     manifest = tmp_path / "store" / "manifest.json"
     kept = manifest.read_text()
-    content = json.loads(kept)
-    manifest.write_text(json.dumps({**content, "libraries": {**content["libraries"], "opencv": "3.4"}}))
-    store_for(tmp_path / "store", dataset, estimator).check()  # reading goes with any version
-    with pytest.raises(ValueError, match=r"libraries\.opencv: '3\.4' there"):
+    made_by(tmp_path / "store", opencv="3.4.18", av="13.9.1")
+    assert (
+        precompute(dataset, dataset.clips("test")[:1], estimator, store_for(tmp_path / "store", dataset, estimator))
+        == 0
+    )
+    with pytest.raises(ValueError, match=r"libraries\.opencv: '3\.4\.18' there") as error:
         precompute(dataset, dataset.clips("test"), estimator, store_for(tmp_path / "store", dataset, estimator))
+    assert '(pip install "opencv-contrib-python-headless==3.4.18.*" "av==13.9.1"), name another' in str(error.value)
+    assert "settings" not in str(error.value)
     manifest.write_text(kept)
+    upgraded, reset = difference(3.0), difference(3.0)
+    upgraded.versions, reset.versions = {"torch": "2.8.0"}, {"torch": "2.9.0"}
+    store_for(tmp_path / "torch", dataset, upgraded).open_for_writing()
+    with pytest.raises(ValueError, match=r'torch: .2\.8\.0. there.*\n.*Install what .*"torch==2\.8\.0"\), name'):
+        store_for(tmp_path / "torch", dataset, reset).check()
     other = UCF101(small_tree, frame_rate=6.0)
     with pytest.raises(ValueError, match=r"frames\.frame_rate: 12\.0 there, 6\.0 asked for"):
         precompute(other, other.clips("test"), estimator, store_for(tmp_path / "store", other, estimator))
@@ -249,6 +265,55 @@ def test_a_video_that_changed_is_a_fault(small_tree, tmp_path, difference, video
     assert bad == [clip] and "was made from another v_HandstandPushups_g01_c01.avi" in faults[0]
     repair(dataset, estimator, store, workers=1)
     assert store.n_flow(clip) == len(dataset.decode(clip)) - 1 and verify(dataset, store) == ([], [])
+
+
+def test_repair_keeps_what_it_cannot_compute_anew(small_tree, tmp_path, difference, layout):
+    """A video that was cut off after its flow was made, and one that cannot be estimated: the sound flow stays."""
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator, layout)
+    extract(dataset, estimator, store, workers=1, shard=(0, 1))
+    clips = dataset.clips("train")
+    whole, sound = clips[0].path.read_bytes(), contents(tmp_path / "store")
+    clips[0].path.write_bytes(whole[:500])
+    count, faults = repair(dataset, estimator, store, workers=1)
+    assert count == 0 and len(faults) == 1 and clips[0].path.name in faults[0]
+    assert contents(tmp_path / "store") == sound
+    clips[0].path.write_bytes(whole)
+    for name in (name for name in sound if name.startswith(clips[1].name)):
+        (tmp_path / "store" / name).write_bytes(sound[name][:-9])
+    assert repair(dataset, estimator, store, workers=1) == (1, [])  # in the place of a damaged one
+    assert contents(tmp_path / "store") == sound and not list((tmp_path / "store").glob("*/.*"))
+
+
+def test_repair_under_other_versions_is_refused_before_anything_is_touched(small_tree, tmp_path, difference):
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator)
+    extract(dataset, estimator, store, workers=1, shard=(0, 1))
+    made_by(tmp_path / "store", av="13.9.1")
+    assert repair(dataset, estimator, store, workers=1) == (0, [])
+    spoiled = tmp_path / "store" / f"{dataset.clips('train')[0].name}.zip"
+    spoiled.write_bytes(spoiled.read_bytes()[:-40])
+    left = contents(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"libraries\.av: '13\.9\.1' there"):
+        repair(dataset, estimator, store, workers=1)
+    assert contents(tmp_path / "store") == left
+
+
+def test_loose_flow_that_cannot_be_put_in_place_leaves_the_old_one(small_tree, tmp_path, difference, monkeypatch):
+    dataset, estimator = UCF101(small_tree), difference()
+    clip, store = dataset.clips("train")[0], store_for(tmp_path / "store", dataset, estimator, "loose")
+    precompute(dataset, [clip], estimator, store, workers=1)
+    sound, rename = contents(tmp_path / "store"), Path.rename
+
+    def fails(path, target):
+        if Path(target) == tmp_path / "store" / clip.name and ".replaced." not in path.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        precompute(dataset, [clip], estimator, store, workers=1, anew=True)
+    assert contents(tmp_path / "store") == sound and not list((tmp_path / "store").glob("*/.*"))
 
 
 def test_bad_clips_among_good_ones_are_listed_and_the_good_ones_are_there(
