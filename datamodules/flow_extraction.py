@@ -80,6 +80,11 @@ def shard_of(text: str | None, environment: dict[str, str] | None = None) -> tup
     if text is not None:
         index, _, count = text.partition("/")
     elif "SLURM_NTASKS" in found:
+        if "SLURM_PROCID" not in found:
+            raise ValueError(
+                f"SLURM_NTASKS is {found['SLURM_NTASKS']}, but SLURM_PROCID is not set, which tells this task from the "
+                "others: start it by srun, or say which part it computes, --shard=0/1 for all"
+            )
         index, count = found["SLURM_PROCID"], found["SLURM_NTASKS"]
     elif "WORLD_SIZE" in found:
         local = int(found.get("NODE_RANK", 0)) * int(found.get("LOCAL_WORLD_SIZE", 1)) + int(found.get("LOCAL_RANK", 0))

@@ -9,10 +9,13 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from datamodules import flow_codec
 from datamodules.flow_extraction import extract, repair, shard_of, verify
@@ -84,6 +87,47 @@ def test_long_clips_are_estimated_in_parts_with_no_pair_lost(difference):
     flow = estimate_clip(frames, difference())
     expected = np.diff(frames[..., :2].astype(np.float32) / 255, axis=0) * 8
     assert np.allclose(flow, expected.transpose(0, 3, 1, 2), atol=1e-5)
+
+
+class Precision(nn.Module):
+    """Its flow tells how precise float32 is in the process that estimates: u of products, v of convolutions."""
+
+    differentiable = True
+    settings: ClassVar[dict] = {"algorithm": "precision"}
+
+    def forward(self, frames):
+        exact = [torch.get_float32_matmul_precision() == "highest", not torch.backends.cudnn.allow_tf32]
+        return 10 * torch.tensor(exact).float().view(2, 1, 1).expand_as(frames[:, 1:, :2])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_stored_flow_is_as_precise_as_products_are_in_every_process(
+    small_tree, tmp_path, monkeypatch, precision, workers
+):
+    """cuDNN's own default is TF32, and a spawned worker has torch's defaults."""
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "highest")
+    torch.set_float32_matmul_precision(precision)
+    try:
+        dataset, estimator = UCF101(small_tree), Precision()
+        store = store_for(tmp_path / "store", dataset, estimator)
+        precompute(dataset, dataset.clips("test"), estimator, store, workers=workers)
+        assert torch.backends.cudnn.allow_tf32 is (precision == "highest")  # as it was
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for clip in dataset.clips("test"):
+        flow = store.read(clip, 0, 1)
+        assert (flow > 5).all() if precision == "highest" else (flow < 5).all()
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_an_impossible_number_of_workers_is_named(small_tree, tmp_path, difference, workers):
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator)
+    with pytest.raises(ValueError, match=f"workers {workers}: at least 1"):
+        precompute(dataset, dataset.clips("test"), estimator, store, workers=workers)
+    assert not store.made
 
 
 def test_a_store_made_with_other_settings_is_refused(small_tree, tmp_path, difference):
@@ -361,6 +405,12 @@ def test_shards_and_processes_give_one_store(small_tree, tmp_path, difference):
 )
 def test_a_shard_is_named_or_follows_from_the_launcher(text, environment, expected):
     assert shard_of(text, environment) == expected
+
+
+def test_a_shard_that_slurm_tells_half_of_is_named():
+    """`salloc` without `srun`."""
+    with pytest.raises(ValueError, match=r"SLURM_NTASKS is 4, but SLURM_PROCID is not set.*srun.*--shard=0/1"):
+        shard_of(None, {"SLURM_NTASKS": "4"})
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "a/2", "-1/2"])
