@@ -82,6 +82,14 @@ def test_a_training_of_the_readme_parses_ends_its_schedule_and_is_shared_evenly(
     assert config["data"]["init_args"][option] % int(given.get("DEVICES", 1)) == 0
 
 
+@pytest.mark.parametrize("step", TRAININGS)
+@pytest.mark.parametrize("preset", ["quickstart", "small"])
+def test_two_processes_share_the_steps_of_a_preset_that_trains_in_one(preset, step, parsed):
+    config = parsed("fit", step, {"PRESET": preset}, TRAININGS[step])
+    assert config["trainer"]["devices"] == 1
+    assert config["data"]["init_args"][resolve_name(config["data"]["class_path"]).step_option] % 2 == 0
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "SWEEP_ARGS" in variables(c)])
 def test_a_sweep_of_the_readme_parses(command, parsed):
     parsed("test", "attack-sweep", variables(command), "SWEEP_ARGS")
