@@ -86,9 +86,9 @@ class ModelUnderAttack(LightningModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the logits, JSON-able."""
+        """Everything that decides the logits and their gradient, JSON-able."""
         return {
-            "estimator": self.estimator.settings,
+            "estimator": {**self.estimator.settings, **getattr(self.estimator, "gradient_settings", {})},
             "classifier": {
                 **getattr(self.classifier, "settings", {"classifier": type(self.classifier).__qualname__}),
                 "weights_sha256": weights_sha256(self.classifier),
