@@ -87,8 +87,9 @@ class ModelUnderAttack(LightningModule):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the logits and their gradient, JSON-able."""
+        of_flow: Any = self.estimator.settings
         return {
-            "estimator": {**self.estimator.settings, **getattr(self.estimator, "gradient_settings", {})},
+            "estimator": {**of_flow, **getattr(self.estimator, "gradient_settings", {})},
             "classifier": {
                 **getattr(self.classifier, "settings", {"classifier": type(self.classifier).__qualname__}),
                 "weights_sha256": weights_sha256(self.classifier),
