@@ -40,7 +40,8 @@ endif
 CONFIG := configs/$(PRESET)
 INSTALLED := $(VENV)/installed
 RESULTS := $(RUN)/attack-sweep/results.json
-FLOWS := tvl1 farneback flownet2  # configs/flow/raft.yaml is there, too: make train-classifiers FLOWS=raft
+# FlowNet2 first, so that a checkpoint that is not there or does not fit is told before days of other trainings.
+FLOWS := flownet2 tvl1 farneback  # configs/flow/raft.yaml is there, too: make train-classifiers FLOWS=raft
 FINE_TUNED := $(RUN)/flownet2/final.ckpt
 # Where one of these has changed, the step looks again: it goes on, finds nothing to do, or says what differs.
 PARTS := $(CONFIG)/dataset.yaml $(CONFIG)/flownet2.yaml $(wildcard configs/flow/*.yaml configs/classifier/*.yaml)
@@ -74,6 +75,7 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [SWEEP=DIR] [DEVICES=N] [NODES=N]"
+	@echo "  DEVICES, NODES: of training, attack-sweep and evaluate-flownet2; DEVICES also of flow-flownet2, repair-flownet2"
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+)[^:]*:.*## (.*)/  \1\t\2/' | expand -t 22
 
 install: $(INSTALLED) ## make the virtual environment
@@ -92,16 +94,18 @@ import-flow: | $(INSTALLED) ## take over flow that is there as images, FROM=DIR;
 
 # Flow stores by themselves; training fills what is missing of them, too.
 STORE = --dataset $(CONFIG)/dataset.yaml --estimator $(CONFIG)/$(call flow_yaml,$*) --store $(RUN)/flow/$*
+# A network's processes, one on each GPU unless DEVICES says how many; OpenCV's algorithms take all cores.
+WORKERS = $(if $(filter flownet2,$*),$(if $(DEVICES),--workers=$(DEVICES)))
 
-flow-tvl1 flow-farneback flow-flownet2: flow-%: | $(INSTALLED) ## fill a flow store (also flow-farneback, flow-flownet2); FLOW_ARGS="--shard=0/4": a quarter
-	$(VENV)/bin/python -m datamodules extract $(STORE) $(FLOW_ARGS)
+flow-tvl1 flow-farneback flow-flownet2: flow-%: | $(INSTALLED) ## fill a flow store (also flow-farneback; flow-flownet2 by DEVICES=N processes); FLOW_ARGS="--shard=0/4": a quarter
+	$(VENV)/bin/python -m datamodules extract $(STORE) $(WORKERS) $(FLOW_ARGS)
 flow-flownet2: $(FINE_TUNED)
 
 verify-tvl1 verify-farneback verify-flownet2: verify-%: | $(INSTALLED) ## read a flow store again and list each fault (also verify-farneback, verify-flownet2)
 	$(VENV)/bin/python -m datamodules verify $(STORE)
 
-repair-tvl1 repair-farneback repair-flownet2: repair-%: | $(INSTALLED) ## compute again what verify finds (also repair-farneback, repair-flownet2)
-	$(VENV)/bin/python -m datamodules repair $(STORE)
+repair-tvl1 repair-farneback repair-flownet2: repair-%: | $(INSTALLED) ## compute again what verify finds (also repair-farneback; repair-flownet2 by DEVICES=N processes)
+	$(VENV)/bin/python -m datamodules repair $(STORE) $(WORKERS)
 
 train-flownet2: $(FINE_TUNED) ## fine-tune FlowNet2 on TV-L1 flow
 $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(INSTALLED)
@@ -109,13 +113,15 @@ $(FINE_TUNED): $(CONFIG)/train-flownet2.yaml $(PARTS) $(RUN)/flownet2.args | $(I
 	@touch -c $@
 
 evaluate-flownet2: $(FINE_TUNED) ## errors of the fine-tuned FlowNet2 on the test clips and, in TRUE_FLOW=DIR, against true flow
-	WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS)
-	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(FLOWNET2_ARGS) $(TRUE_FLOW_ARGS))
+	WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --trainer.default_root_dir=$(<D) $(TRAINER) $(FLOWNET2_ARGS)
+	$(if $(TRUE_FLOW),WANDB_MODE=disabled $(LIGHTNING) test --config $(CONFIG)/train-flownet2.yaml --data configs/data/true_flow.yaml --trainer.default_root_dir=$(<D) $(TRAINER) $(FLOWNET2_ARGS) $(TRUE_FLOW_ARGS))
 
 train-classifiers: $(CLASSIFIERS) ## train one flow classifier for each flow algorithm
-$(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(PARTS) $(RUN)/classifiers.args $(FINE_TUNED) | $(INSTALLED)
+$(CLASSIFIERS): $(RUN)/classifiers/%/final.ckpt: $(CONFIG)/train-classifier.yaml $(PARTS) $(RUN)/classifiers.args | $(INSTALLED)
 	WANDB_NAME=classifier-$* FLOW=$* FLOW_YAML=$(call flow_yaml,$*) $(LIGHTNING) fit --config $< --trainer.default_root_dir=$(@D) $(TRAINER) $(CLASSIFIER_ARGS)
 	@touch -c $@
+# The one whose flow a trained network computes; others can do without it.
+$(RUN)/classifiers/flownet2/final.ckpt: $(FINE_TUNED)
 
 attack-sweep: $(RESULTS) ## attack the whole system at every epsilon, white-box and by transfer
 	$(if $(PRINTED),,@cat $(RUN)/attack-sweep/summary.txt; echo "Report: $(RUN)/attack-sweep/report/index.html")

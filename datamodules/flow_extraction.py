@@ -57,13 +57,14 @@ def verify(dataset: VideoDataset, store: FlowStore) -> tuple[list[Clip], list[st
 def repair(
     dataset: VideoDataset, estimator: nn.Module, store: FlowStore, *, workers: int | None
 ) -> tuple[int, list[str]]:
-    """Compute again what `verify` finds, and nothing else: how many clips, and a line for each that gave no flow."""
+    """Compute again what `verify` finds, and nothing else: how many clips, and a line for each that gave no flow.
+
+    What is there of a clip stays until its new flow is computed, and for good where its video gives none.
+    """
     bad, _ = verify(dataset, store)
-    for clip in bad:
-        store.remove(clip)
     faults = present_clips(dataset)[1]
     try:
-        return precompute(dataset, bad, estimator, store, workers=workers), faults
+        return precompute(dataset, bad, estimator, store, workers=workers, anew=True), faults
     except ExtractionError as error:
         return len(bad) - len(error.faults), faults + error.faults
 
@@ -79,6 +80,11 @@ def shard_of(text: str | None, environment: dict[str, str] | None = None) -> tup
     if text is not None:
         index, _, count = text.partition("/")
     elif "SLURM_NTASKS" in found:
+        if "SLURM_PROCID" not in found:
+            raise ValueError(
+                f"SLURM_NTASKS is {found['SLURM_NTASKS']}, but SLURM_PROCID is not set, which tells this task from the "
+                "others: start it by srun, or say which part it computes, --shard=0/1 for all"
+            )
         index, count = found["SLURM_PROCID"], found["SLURM_NTASKS"]
     elif "WORLD_SIZE" in found:
         local = int(found.get("NODE_RANK", 0)) * int(found.get("LOCAL_WORLD_SIZE", 1)) + int(found.get("LOCAL_RANK", 0))

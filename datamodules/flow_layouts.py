@@ -97,7 +97,16 @@ class Loose(Layout):
             for index, png in enumerate(pngs):
                 (part / plane_name(index)).write_bytes(png)
             (part / RECORD).write_text(_dumped(record))
-            part.rename(final)
+            replaced = _part(final.with_name(f"{final.name}.replaced"))
+            if final.exists():  # a folder cannot be renamed to one that holds files
+                final.rename(replaced)
+            try:
+                part.rename(final)
+            except BaseException:
+                if replaced.exists():
+                    replaced.rename(final)
+                raise
+            shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

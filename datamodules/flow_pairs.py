@@ -31,12 +31,14 @@ class FlowPairs(FlowData):
         flip: mirror training pairs at random, left to right and upside down, vectors with them.
         photometry: strength of FlowNet's photometric augmentation of training pairs; 1 is its published range, 0 none.
         pairs_at_once: pairs taken of a clip each time it is decoded.
-        clips_per_batch: decoded clips in a training step, over all processes, at least one each; the step takes
+        clips_per_batch: decoded clips in a training step, over all processes, which must divide it; the step takes
             `clips_per_batch × pairs_at_once` pairs.
         test_pairs: validate on this many pairs of each test clip, spread evenly; None: on all.
         num_workers: processes that load batches.
         extraction_workers: processes that compute missing flow; default one per core.
     """
+
+    step_option = "clips_per_batch"
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class FlowPairs(FlowData):
         data = ClipPairs(
             self.dataset, self.store, self.clips("train"), spread_blocks(counts, self.pairs_at_once), self.augment
         )
-        return self.loader(data, shuffle=True, batch_size=self.per_process(self.clips_per_batch), collate_fn=join_pairs)
+        return self.loader(data, shuffle=True, batch_size=self.per_process(), collate_fn=join_pairs)
 
     def val_dataloader(self) -> DataLoader:
         """FlowPairBatch of whole-frame pairs of the test clips, one clip a batch."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -51,6 +52,7 @@ def precompute(
     *,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    anew: bool = False,
 ) -> int:
     """Estimate and store the flow of every adjacent frame pair of the clips that the store lacks.
 
@@ -59,20 +61,27 @@ def precompute(
     Args:
         workers: processes; default one per core for OpenCV's algorithms, one per GPU for networks.
         shard: (i, n): only every n-th clip, from the i-th (the first is 0): another machine takes the others.
+        anew: the clips that the store has, too; each stays as it is until its new flow is computed.
 
     Returns:
         How many clips were computed.
 
     Raises:
-        ValueError: the store holds other flow.
+        ValueError: the store holds other flow, or something is to be computed and other versions made it; no such
+            shard or number of workers.
         ExtractionError: clips could not be read or estimated: the others are stored, these are named.
         OSError: the disk is full; what was finished is stored.
     """
-    store.open_for_writing()
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers {workers}: at least 1 process; without the option one per core, or per GPU")
     index, count = shard
     if not 0 <= index < count:
         raise ValueError(f"shard {index} of {count}: counted from 0, it lies below their number")
-    todo = [clip for clip in list(clips)[index::count] if not store.has(clip)]
+    todo = [clip for clip in list(clips)[index::count] if anew or not store.has(clip)]
+    if store.made and not todo:
+        store.check()
+    else:
+        store.open_for_writing()
     if not todo:
         return 0
     of = f", shard {index} of {count}" if count > 1 else ""
@@ -91,6 +100,9 @@ def precompute(
 def estimate_clip(frames: np.ndarray, estimator: nn.Module) -> np.ndarray:
     """Flow of every adjacent pair of a clip's frames: uint8 (T, H, W, 3) -> float32 (T-1, 2, H, W) in pixels.
 
+    Convolutions keep to `torch.get_float32_matmul_precision()`, whichever command line the call comes from: by its
+    default float32 is float32, where cuDNN's own default is TF32.
+
     Raises:
         ValueError: the clip has fewer than two frames.
     """
@@ -99,12 +111,22 @@ def estimate_clip(frames: np.ndarray, estimator: nn.Module) -> np.ndarray:
     parameter = next(estimator.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     stack = to_frames(frames)
-    with torch.inference_mode():
+    with torch.inference_mode(), _convolutions_as_precise_as_products():
         flows = [
             estimator(stack[start : start + PAIRS_AT_ONCE + 1].unsqueeze(0).to(device))[0].float().cpu()
             for start in range(0, len(stack) - 1, PAIRS_AT_ONCE)
         ]
     return torch.cat(flows).numpy()
+
+
+@contextmanager
+def _convolutions_as_precise_as_products() -> Iterator[None]:
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def to_frames(frames: np.ndarray) -> torch.Tensor:
@@ -163,8 +185,12 @@ def _by_processes(
     numbers = context.Queue()
     for number in range(count):
         numbers.put(number)
+    precision = torch.get_float32_matmul_precision()  # a spawned process would have torch's default
     with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(dataset, estimator, store, numbers, gpus)
+        count,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(dataset, estimator, store, numbers, gpus, precision),
     ) as pool:
         try:
             # A few at a time: a clip that fails for good stops the rest at once.
@@ -190,12 +216,18 @@ _job: tuple[VideoDataset, nn.Module, FlowStore]
 
 
 def _start_worker(
-    dataset: VideoDataset, estimator: nn.Module, store: FlowStore, numbers: "multiprocessing.Queue[int]", gpus: int
+    dataset: VideoDataset,
+    estimator: nn.Module,
+    store: FlowStore,
+    numbers: "multiprocessing.Queue[int]",
+    gpus: int,
+    precision: str,
 ) -> None:
     global _job
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(precision)
     device = f"cuda:{numbers.get() % gpus}" if gpus else "cpu"
     _job = dataset, estimator.to(device).eval(), store
 

@@ -33,10 +33,12 @@ class FlowStacks(FlowData):
             paper.
         stack_length: frames of a stack.
         stacks_per_clip: training stacks drawn from each clip in an epoch.
-        batch_size: stacks in a training step, over all processes.
+        batch_size: stacks in a training step, over all processes, which must divide it.
         num_workers: processes that load batches.
         extraction_workers: processes that compute missing flow; default one per core.
     """
+
+    step_option = "batch_size"
 
     def __init__(
         self,
@@ -93,8 +95,7 @@ class FlowStacks(FlowData):
             reverse=self.reverse,
             erase=self.erase,
         )
-        size = self.per_process(self.batch_size)
-        return self.loader(data, shuffle=True, batch_size=size, drop_last=self.per_process(len(data)) > size)
+        return self.loader(data, shuffle=True, batch_size=self.per_process(), drop_last=len(data) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """FlowStackBatch of all non-overlapping stacks of the test clips."""

@@ -56,6 +56,11 @@ class FlowStore:
             self._layout = layout
         return self._layout
 
+    @property
+    def made(self) -> bool:
+        """Whether there is a store, be it an empty one."""
+        return (self.folder / "manifest.json").is_file()
+
     def open_for_writing(self) -> None:
         """Make the store, or check that it holds the flow that is meant, and remove what a killed run left
         half-written.
@@ -65,11 +70,14 @@ class FlowStore:
         """
         path = self.folder / "manifest.json"
         libraries = _libraries()
-        if path.exists():
+        if self.made:
             self.check()
-            differing = differences(json.loads(path.read_text()).get("libraries", libraries), libraries, "libraries")
+            found = json.loads(path.read_text()).get("libraries", libraries)
+            differing = differences(found, libraries, "libraries")
             if differing:
-                raise ValueError(self._refusal(differing, "was made by other versions"))
+                raise ValueError(
+                    self._refusal(differing, "was made by other versions", _other_versions(found, libraries))
+                )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             kind = self.asked_layout or DEFAULT_LAYOUT
@@ -84,7 +92,7 @@ class FlowStore:
             ValueError: it was made with other settings; names each that differs.
         """
         path = self.folder / "manifest.json"
-        if not path.is_file():
+        if not self.made:
             raise FileNotFoundError(f"{path}: no flow store here; `prepare_data` (make train-classifiers) fills it")
         found = json.loads(path.read_text())
         layout = found.pop("layout", "loose")
@@ -93,7 +101,8 @@ class FlowStore:
         if self.asked_layout not in (None, layout):
             differing.append(f"layout: {layout!r} there, {self.asked_layout!r} asked for")
         if differing:
-            raise ValueError(self._refusal(differing, "was made with other settings"))
+            versions = _other_versions(found.get("estimator", {}), self.manifest["estimator"])
+            raise ValueError(self._refusal(differing, "was made with other settings", versions))
 
     def has(self, clip: Clip) -> bool:
         """Whether the clip's flow is there (it is whole then)."""
@@ -155,11 +164,6 @@ class FlowStore:
             raise ValueError(f"{clip.name}: {length} flow fields were asked for")
         return planes.reshape(length, 2, *planes.shape[1:])
 
-    def remove(self, clip: Clip) -> None:
-        """Take a clip out, so that the next extraction computes it again."""
-        if self.has(clip):
-            self.layout.remove(clip.name)
-
     def fault(self, clip: Clip) -> str | None:
         """What is wrong with a clip, in words that name its file: every plane is read again, and the video is held
         against the one that the flow was made from. None where all is well."""
@@ -186,10 +190,12 @@ class FlowStore:
         changed = record["source"] is not None and source.is_file() and _source(source) != record["source"]
         return f"was made from another {source.name}: the video has changed since" if changed else None
 
-    def _refusal(self, differing: list[str], how: str) -> str:
+    def _refusal(self, differing: list[str], how: str, versions: list[str]) -> str:
+        ways = ["Ask for the settings it was made with"] if len(differing) > len(versions) else []
+        ways += ["Install what made it (pip install " + " ".join(f'"{v}"' for v in versions) + ")"] if versions else []
         return (
             f"{self.folder}: this flow store {how}:\n  " + "\n  ".join(differing) + "\n"
-            "Ask for the settings it was made with, name another store (make … RUNS=DIR), or delete the folder"
+            f"{' and '.join(ways)}, name another store (make … RUNS=DIR), or delete the folder"
         )
 
 
@@ -209,6 +215,23 @@ def differences(found: Any, asked: Any, key: str = "") -> list[str]:
             for line in differences(found.get(k, "nothing"), asked.get(k, "nothing"), f"{key}.{k}" if key else str(k))
         ]
     return [] if found == asked else [f"{key}: {found!r} there, {asked!r} asked for"]
+
+
+_REQUIREMENTS = {
+    "opencv": "opencv-contrib-python-headless=={}.*",  # a wheel's version has a fourth number
+    "av": "av=={}",
+    "torch": "torch=={}",
+    "torchvision": "torchvision=={}",
+}
+
+
+def _other_versions(found: dict[str, str], asked: dict[str, str]) -> list[str]:
+    """`av==14.0.1`: what pip is to install to go on with what was made by other versions."""
+    return [
+        requirement.format(found[name])
+        for name, requirement in _REQUIREMENTS.items()
+        if name in found and name in asked and found[name] != asked[name]
+    ]
 
 
 def _libraries() -> dict[str, str]:

@@ -1,11 +1,12 @@
 """What the three LightningDataModules share: a dataset, its classes, and for flow a store that `prepare_data` fills."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,10 +16,18 @@ from datamodules.video_dataset import Clip, Subset, VideoDataset
 
 
 class VideoData(pl.LightningDataModule):
-    """A dataset of labelled videos behind Lightning's interface."""
+    """A dataset of labelled videos behind Lightning's interface.
+
+    Raises:
+        ValueError: stacks too short for flow, or a negative number of workers.
+    """
 
     def __init__(self, dataset: VideoDataset, *, stack_length: int, num_workers: int) -> None:
         super().__init__()
+        if stack_length < 2:
+            raise ValueError(f"stack_length {stack_length}: at least 2 frames, between which there is flow")
+        if num_workers < 0:
+            raise ValueError(f"num_workers {num_workers}: at least 0, which loads in the process itself")
         self.prepare_data_per_node = False
         self.dataset = dataset
         self.stack_length = stack_length
@@ -47,10 +56,6 @@ class VideoData(pl.LightningDataModule):
         """Make, download or check the videos."""
         self.dataset.prepare()
 
-    def per_process(self, count: int) -> int:
-        """One process's share of `count` items in a training step, rounded up."""
-        return -(-count // (1 if self.trainer is None else self.trainer.world_size))
-
     def loader(self, data: Dataset, *, shuffle: bool = False, **options: Any) -> DataLoader:
         """A DataLoader with this module's workers."""
         # Workers that live on hold random state that no resume restores: training gets new ones each epoch.
@@ -66,7 +71,14 @@ class VideoData(pl.LightningDataModule):
 
 
 class FlowData(VideoData):
-    """Videos with the flow of every adjacent frame pair in a store."""
+    """Videos with the flow of every adjacent frame pair in a store.
+
+    Raises:
+        ValueError: as `VideoData`; less than one process to compute flow.
+    """
+
+    step_option: ClassVar[str]
+    """The option that says how large a training step is, over all processes."""
 
     def __init__(
         self,
@@ -79,13 +91,23 @@ class FlowData(VideoData):
         extraction_workers: int | None,
     ) -> None:
         super().__init__(dataset, stack_length=stack_length, num_workers=num_workers)
+        if extraction_workers is not None and extraction_workers < 1:
+            raise ValueError(
+                f"extraction_workers {extraction_workers}: at least 1 process, or null for one per core, or per GPU"
+            )
         self.estimator = estimator
         settings: Any = estimator.settings
         self.store = FlowStore(Path(store), store_manifest(settings, dataset.frame_settings))
         self.extraction_workers = extraction_workers
 
     def prepare_data(self) -> None:
-        """Make, download or check the videos, and compute the flow that the store lacks."""
+        """Make, download or check the videos, and compute the flow that the store lacks.
+
+        Raises:
+            ValueError: the processes of a training cannot share its steps, see `per_process`.
+        """
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.per_process()  # flow may take days
         super().prepare_data()
         clips = self.clips("train") + self.clips("test")
         precompute(self.dataset, clips, self.estimator, self.store, workers=self.extraction_workers)
@@ -93,6 +115,24 @@ class FlowData(VideoData):
     def setup(self, stage: str) -> None:
         """Check that the store holds the flow that is meant."""
         self.store.check()
+
+    def per_process(self) -> int:
+        """One process's share of a training step: all have the same, for their gradients count alike.
+
+        Raises:
+            ValueError: the processes do not divide the step; names the option and the nearest values that they do.
+        """
+        step: int = getattr(self, self.step_option)
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        if step % processes:
+            below = step - step % processes
+            fitting = " or ".join(str(size) for size in (below, below + processes) if size)
+            raise ValueError(
+                f"{self.step_option} {step} counts over all processes, and {processes} processes have no equal share "
+                f"in it: give --data.init_args.{self.step_option}={fitting}, or a number of processes that divides "
+                f"{step} (DEVICES=, NODES= of make)"
+            )
+        return step // processes
 
     def flow_counts(self, subset: Subset, *, at_least: int) -> list[int]:
         """Number of stored flow fields of each clip.

@@ -13,6 +13,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
+from torch import nn
 
 from lightning_modules.run_folder import RunFolder, whole_file
 
@@ -38,8 +39,8 @@ class RunConfig(SaveConfigCallback):
 
 
 class FinalWeights(Callback):
-    """When a training is finished: metrics.json, then final.ckpt with the trained network's weights, its settings and
-    its classes.
+    """When a training is finished: metrics.json, then final.ckpt with the trained network's weights, its settings, its
+    classes and the flow it was trained on; all but the weights are in each checkpoint before, too.
 
     final.ckpt appears last and whole, so that its presence means a finished training. With a W&B logger it is also an
     artifact of the run.
@@ -55,7 +56,7 @@ class FinalWeights(Callback):
         self.metrics = state_dict["metrics"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["classes"] = _classes(trainer)
+        checkpoint.update(_beside_weights(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -78,15 +79,9 @@ class FinalWeights(Callback):
         run = RunFolder(trainer.default_root_dir)
         with whole_file(run.metrics) as partial:
             partial.write_text(json.dumps(self.metrics, indent=2) + "\n")
-        network = getattr(pl_module, "trained", pl_module)
         with whole_file(run.final) as partial:
-            content = {
-                "state_dict": network.state_dict(),
-                "classes": _classes(trainer),
-                "flow": _flow(trainer),
-                "settings": getattr(network, "settings", None),
-            }
-            torch.save(content, partial)
+            weights = _trained(pl_module).state_dict()
+            torch.save({"state_dict": weights, **_beside_weights(trainer, pl_module)}, partial)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_artifact(logger, run, self.metrics)
@@ -130,6 +125,19 @@ def _seed(*position: int) -> None:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+def _trained(pl_module: LightningModule) -> nn.Module:
+    return getattr(pl_module, "trained", pl_module)
+
+
+def _beside_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """What `checkpoints.read_entry` finds: whoever loads the weights checks that they are used as they were trained."""
+    return {
+        "classes": _classes(trainer),
+        "flow": _flow(trainer),
+        "settings": getattr(_trained(pl_module), "settings", None),
+    }
 
 
 def _classes(trainer: Trainer) -> list[str] | None:

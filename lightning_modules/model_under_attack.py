@@ -86,9 +86,10 @@ class ModelUnderAttack(LightningModule):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the logits, JSON-able."""
+        """Everything that decides the logits and their gradient, JSON-able."""
+        of_flow: Any = self.estimator.settings
         return {
-            "estimator": self.estimator.settings,
+            "estimator": {**of_flow, **getattr(self.estimator, "gradient_settings", {})},
             "classifier": {
                 **getattr(self.classifier, "settings", {"classifier": type(self.classifier).__qualname__}),
                 "weights_sha256": weights_sha256(self.classifier),

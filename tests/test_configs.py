@@ -79,6 +79,51 @@ def test_make(arguments, message, tmp_path):
     assert message in result.stdout + result.stderr
 
 
+def steps_of_make(folder: Path, *arguments: str) -> list[str]:
+    """The commands of Python that make would run in an empty folder, each from its module on."""
+    given = ["make", "-n", *arguments, f"RUNS={folder}", f"VENV={folder}"]
+    (folder / "installed").touch()
+    alone = {"PATH": os.environ["PATH"]}  # without what a make around the tests was given
+    result = subprocess.run(given, cwd=CONFIGS.parent, env=alone, capture_output=True, encoding="utf-8", check=True)
+    return [line.partition("/bin/python -m ")[2] for line in result.stdout.splitlines() if "/bin/python -m " in line]
+
+
+def trained_in(steps: list[str], folder: Path) -> list[str]:
+    """Where the steps train or attack, in their order."""
+    return [re.findall(rf"root_dir={folder}/\w+/(\S+)", step)[0] for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train-classifiers", "FLOWS=imported", "PRESET=paper", "UCF101=/data"], ["classifiers/imported"]),
+        (["train-classifiers", "FLOWS=tvl1 raft"], ["classifiers/tvl1", "classifiers/raft"]),
+        (["train-classifiers", "FLOWS=flownet2"], ["flownet2", "classifiers/flownet2"]),
+        (
+            ["attack-sweep"],
+            ["flownet2", "classifiers/flownet2", "classifiers/tvl1", "classifiers/farneback", "attack-sweep"],
+        ),
+    ],
+)
+def test_make_trains_what_a_step_needs_and_nothing_else(arguments, expected, tmp_path):
+    steps = steps_of_make(tmp_path, *arguments)
+    assert trained_in(steps, tmp_path) == expected
+    for step, place in zip(steps, expected, strict=True):
+        config = place if place == "attack-sweep" else f"train-{place.split('/')[0].removesuffix('s')}"
+        assert f"/{config}.yaml" in step
+
+
+def test_devices_reach_every_step_that_can_use_them(tmp_path):
+    on = {"DEVICES=3", "NODES=2"}
+    for target in ("attack-sweep", "evaluate-flownet2"):
+        steps = steps_of_make(tmp_path, target, "TRUE_FLOW=/pairs", *on)
+        assert len(steps) >= 3 and all("--trainer.devices=3 --trainer.num_nodes=2" in step for step in steps)
+    for target in ("flow", "repair"):
+        assert "--workers=3" in steps_of_make(tmp_path, f"{target}-flownet2", *on)[-1]
+        assert "--workers" not in steps_of_make(tmp_path, f"{target}-flownet2")[-1]
+        assert "--workers" not in steps_of_make(tmp_path, f"{target}-tvl1", *on)[-1]  # takes all cores
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_missing_videos_end_as_one_message(run, monkeypatch, step):
     monkeypatch.setenv("UCF101", str(run / "absent"))

@@ -97,6 +97,12 @@ class RAFT(nn.Module):
             "weights_sha256": weights_sha256(self.network),
         }
 
+    @property
+    def gradient_settings(self) -> dict[str, Any]:
+        """Everything else that decides the gradient; the flow is the same, and so a store's manifest does not name
+        it."""
+        return {"whole_gradient": self.whole_gradient}
+
     def _estimate(self, first: Tensor, second: Tensor) -> Tensor:
         """Frames (N, 3, H, W) in [-1, 1] -> flow (N, 2, H, W): section 3, by torchvision's parts."""
         network = self.network

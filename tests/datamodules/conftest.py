@@ -71,10 +71,11 @@ class Difference(nn.Module):
     def __init__(self, factor: float = 8.0) -> None:
         super().__init__()
         self.factor = factor
+        self.versions: dict[str, str] = {}
 
     @property
     def settings(self) -> dict:
-        return {"algorithm": "difference", "factor": self.factor}
+        return {"algorithm": "difference", "factor": self.factor, **self.versions}
 
     def forward(self, frames):
         return (frames[:, 1:, :2] - frames[:, :-1, :2]) * self.factor

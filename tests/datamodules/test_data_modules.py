@@ -147,10 +147,57 @@ def test_limits_that_select_nothing_are_named(flow_options):
         FlowStacks(**flow_options, batch_size=0)
 
 
-def test_a_training_batch_is_shared_by_the_processes(flow_options):
-    data = FlowStacks(**flow_options, batch_size=5)
-    assert data.per_process(5) == 5
-    data.trainer = SimpleNamespace(world_size=2)
-    assert data.per_process(5) == 3
+def of(processes: int, fn: str = "fit") -> SimpleNamespace:
+    """A Trainer of so many processes."""
+    return SimpleNamespace(world_size=processes, state=SimpleNamespace(fn=fn))
+
+
+def test_a_training_step_is_as_large_whatever_the_number_of_processes(flow_options):
+    for data in (FlowStacks(**flow_options, batch_size=4), FlowPairs(**flow_options, clips_per_batch=4)):
+        data.prepare_data()
+        for processes in (1, 2, 4):
+            data.trainer = of(processes)
+            assert data.train_dataloader().batch_size * processes == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "step", "processes", "fitting"),
+    [
+        (FlowStacks, "batch_size", 125, 8, "120 or 128"),
+        (FlowStacks, "batch_size", 5, 2, "4 or 6"),
+        (FlowPairs, "clips_per_batch", 2, 8, "8"),
+        (FlowPairs, "clips_per_batch", 5, 2, "4 or 6"),
+    ],
+)
+def test_a_step_that_the_processes_do_not_divide_is_refused_before_flow_is_computed(
+    flow_options, kind, option, step, processes, fitting
+):
+    data = kind(**flow_options, **{option: step})
+    data.trainer = of(processes)
+    with pytest.raises(
+        ValueError, match=rf"{option} {step} .* {processes} processes .*--data\.init_args\.{option}={fitting},"
+    ):
+        data.prepare_data()
+    assert not data.store.made
+    data.trainer = of(processes, "test")  # has no training step
     data.prepare_data()
-    assert data.train_dataloader().batch_size == 3
+    with pytest.raises(ValueError, match=f"{option} {step}"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        ("stack_length", 0, 2),
+        ("stack_length", 1, 2),
+        ("num_workers", -1, 0),
+        ("extraction_workers", 0, 1),
+        ("extraction_workers", -2, 1),
+    ],
+)
+def test_what_is_too_small_is_named(flow_options, option, value, least):
+    with pytest.raises(ValueError, match=f"{option} {value}: at least {least}"):
+        FlowStacks(**{**flow_options, option: value})
+    if option != "extraction_workers":
+        with pytest.raises(ValueError, match=f"{option} {value}: at least {least}"):
+            FrameStacks(flow_options["dataset"], **{option: value})

@@ -9,10 +9,13 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from datamodules import flow_codec
 from datamodules.flow_extraction import extract, repair, shard_of, verify
@@ -27,6 +30,13 @@ def store_for(folder: Path, dataset: UCF101, estimator, layout=None) -> FlowStor
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def made_by(folder: Path, **versions: str) -> None:
+    """Let a store's manifest say that other versions of libraries made it."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "libraries": {**content["libraries"], **versions}}))
 
 
 @pytest.fixture(params=["archive", "loose"])
@@ -79,6 +89,47 @@ def test_long_clips_are_estimated_in_parts_with_no_pair_lost(difference):
     assert np.allclose(flow, expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
+class Precision(nn.Module):
+    """Its flow tells how precise float32 is in the process that estimates: u of products, v of convolutions."""
+
+    differentiable = True
+    settings: ClassVar[dict] = {"algorithm": "precision"}
+
+    def forward(self, frames):
+        exact = [torch.get_float32_matmul_precision() == "highest", not torch.backends.cudnn.allow_tf32]
+        return 10 * torch.tensor(exact).float().view(2, 1, 1).expand_as(frames[:, 1:, :2])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_stored_flow_is_as_precise_as_products_are_in_every_process(
+    small_tree, tmp_path, monkeypatch, precision, workers
+):
+    """cuDNN's own default is TF32, and a spawned worker has torch's defaults."""
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "highest")
+    torch.set_float32_matmul_precision(precision)
+    try:
+        dataset, estimator = UCF101(small_tree), Precision()
+        store = store_for(tmp_path / "store", dataset, estimator)
+        precompute(dataset, dataset.clips("test"), estimator, store, workers=workers)
+        assert torch.backends.cudnn.allow_tf32 is (precision == "highest")  # as it was
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for clip in dataset.clips("test"):
+        flow = store.read(clip, 0, 1)
+        assert (flow > 5).all() if precision == "highest" else (flow < 5).all()
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_an_impossible_number_of_workers_is_named(small_tree, tmp_path, difference, workers):
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator)
+    with pytest.raises(ValueError, match=f"workers {workers}: at least 1"):
+        precompute(dataset, dataset.clips("test"), estimator, store, workers=workers)
+    assert not store.made
+
+
 def test_a_store_made_with_other_settings_is_refused(small_tree, tmp_path, difference):
     dataset, estimator = UCF101(small_tree), difference()
     precompute(
@@ -92,12 +143,21 @@ def test_a_store_made_with_other_settings_is_refused(small_tree, tmp_path, diffe
         store_for(tmp_path / "store", dataset, estimator, "tar")
     manifest = tmp_path / "store" / "manifest.json"
     kept = manifest.read_text()
-    content = json.loads(kept)
-    manifest.write_text(json.dumps({**content, "libraries": {**content["libraries"], "opencv": "3.4"}}))
-    store_for(tmp_path / "store", dataset, estimator).check()  # reading goes with any version
-    with pytest.raises(ValueError, match=r"libraries\.opencv: '3\.4' there"):
+    made_by(tmp_path / "store", opencv="3.4.18", av="13.9.1")
+    assert (
+        precompute(dataset, dataset.clips("test")[:1], estimator, store_for(tmp_path / "store", dataset, estimator))
+        == 0
+    )
+    with pytest.raises(ValueError, match=r"libraries\.opencv: '3\.4\.18' there") as error:
         precompute(dataset, dataset.clips("test"), estimator, store_for(tmp_path / "store", dataset, estimator))
+    assert '(pip install "opencv-contrib-python-headless==3.4.18.*" "av==13.9.1"), name another' in str(error.value)
+    assert "settings" not in str(error.value)
     manifest.write_text(kept)
+    upgraded, reset = difference(3.0), difference(3.0)
+    upgraded.versions, reset.versions = {"torch": "2.8.0"}, {"torch": "2.9.0"}
+    store_for(tmp_path / "torch", dataset, upgraded).open_for_writing()
+    with pytest.raises(ValueError, match=r'torch: .2\.8\.0. there.*\n.*Install what .*"torch==2\.8\.0"\), name'):
+        store_for(tmp_path / "torch", dataset, reset).check()
     other = UCF101(small_tree, frame_rate=6.0)
     with pytest.raises(ValueError, match=r"frames\.frame_rate: 12\.0 there, 6\.0 asked for"):
         precompute(other, other.clips("test"), estimator, store_for(tmp_path / "store", other, estimator))
@@ -251,6 +311,55 @@ def test_a_video_that_changed_is_a_fault(small_tree, tmp_path, difference, video
     assert store.n_flow(clip) == len(dataset.decode(clip)) - 1 and verify(dataset, store) == ([], [])
 
 
+def test_repair_keeps_what_it_cannot_compute_anew(small_tree, tmp_path, difference, layout):
+    """A video that was cut off after its flow was made, and one that cannot be estimated: the sound flow stays."""
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator, layout)
+    extract(dataset, estimator, store, workers=1, shard=(0, 1))
+    clips = dataset.clips("train")
+    whole, sound = clips[0].path.read_bytes(), contents(tmp_path / "store")
+    clips[0].path.write_bytes(whole[:500])
+    count, faults = repair(dataset, estimator, store, workers=1)
+    assert count == 0 and len(faults) == 1 and clips[0].path.name in faults[0]
+    assert contents(tmp_path / "store") == sound
+    clips[0].path.write_bytes(whole)
+    for name in (name for name in sound if name.startswith(clips[1].name)):
+        (tmp_path / "store" / name).write_bytes(sound[name][:-9])
+    assert repair(dataset, estimator, store, workers=1) == (1, [])  # in the place of a damaged one
+    assert contents(tmp_path / "store") == sound and not list((tmp_path / "store").glob("*/.*"))
+
+
+def test_repair_under_other_versions_is_refused_before_anything_is_touched(small_tree, tmp_path, difference):
+    dataset, estimator = UCF101(small_tree), difference()
+    store = store_for(tmp_path / "store", dataset, estimator)
+    extract(dataset, estimator, store, workers=1, shard=(0, 1))
+    made_by(tmp_path / "store", av="13.9.1")
+    assert repair(dataset, estimator, store, workers=1) == (0, [])
+    spoiled = tmp_path / "store" / f"{dataset.clips('train')[0].name}.zip"
+    spoiled.write_bytes(spoiled.read_bytes()[:-40])
+    left = contents(tmp_path / "store")
+    with pytest.raises(ValueError, match=r"libraries\.av: '13\.9\.1' there"):
+        repair(dataset, estimator, store, workers=1)
+    assert contents(tmp_path / "store") == left
+
+
+def test_loose_flow_that_cannot_be_put_in_place_leaves_the_old_one(small_tree, tmp_path, difference, monkeypatch):
+    dataset, estimator = UCF101(small_tree), difference()
+    clip, store = dataset.clips("train")[0], store_for(tmp_path / "store", dataset, estimator, "loose")
+    precompute(dataset, [clip], estimator, store, workers=1)
+    sound, rename = contents(tmp_path / "store"), Path.rename
+
+    def fails(path, target):
+        if Path(target) == tmp_path / "store" / clip.name and ".replaced." not in path.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        precompute(dataset, [clip], estimator, store, workers=1, anew=True)
+    assert contents(tmp_path / "store") == sound and not list((tmp_path / "store").glob("*/.*"))
+
+
 def test_bad_clips_among_good_ones_are_listed_and_the_good_ones_are_there(
     small_tree, tmp_path, difference, video_writer, texture
 ):
@@ -296,6 +405,12 @@ def test_shards_and_processes_give_one_store(small_tree, tmp_path, difference):
 )
 def test_a_shard_is_named_or_follows_from_the_launcher(text, environment, expected):
     assert shard_of(text, environment) == expected
+
+
+def test_a_shard_that_slurm_tells_half_of_is_named():
+    """`salloc` without `srun`."""
+    with pytest.raises(ValueError, match=r"SLURM_NTASKS is 4, but SLURM_PROCID is not set.*srun.*--shard=0/1"):
+        shard_of(None, {"SLURM_NTASKS": "4"})
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "a/2", "-1/2"])

@@ -1,17 +1,22 @@
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import flow_to_image
 
 from datamodules.batches import FlowPairBatch
+from datamodules.flow_store import FlowStore, store_manifest
 from lightning_modules.callbacks import EpochSeed, FinalWeights
+from lightning_modules.checkpoints import CheckpointError, check_trained_with, read_entry
+from lightning_modules.flow.raft import RAFT
 from lightning_modules.flow_finetuning import FlowFinetuning
 from lightning_modules.flow_pictures import FlowPictures, draw
 from lightning_modules.run_folder import RunFolder, WholeCheckpoints, whole_file
@@ -184,6 +189,46 @@ def test_a_finished_training_leaves_metrics_and_weights(tmp_path: Path) -> None:
     saved = torch.load(run.final, weights_only=True)
     assert saved["classes"] is None
     assert torch.equal(saved["state_dict"]["weight"], trainer.lightning_module.weight.detach())
+
+
+class Clips(pl.LightningDataModule):
+    """Data with classes and a flow store."""
+
+    classes: ClassVar[list[str]] = ["left", "right"]
+
+    def __init__(self, store: Path) -> None:
+        super().__init__()
+        self.store = FlowStore(store, store_manifest({"algorithm": "tvl1", "tau": 0.25}, {}))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(Noisy())
+
+
+class Estimates(Plain):
+    @property
+    def trained(self) -> nn.Module:
+        return RAFT(size="small", size_rule="resize")
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last.ckpt", "final.ckpt"])
+def test_every_checkpoint_tells_what_its_weights_do_not_show(tmp_path: Path, name: str) -> None:
+    """So that `check_trained_with` and ModelUnderAttack refuse last.ckpt for what they refuse final.ckpt."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[FinalWeights(), ModelCheckpoint(tmp_path / "checkpoints", filename="last")],
+    )
+    trainer.fit(Estimates(), datamodule=Clips(tmp_path / "store"))
+    assert read_entry(tmp_path / name, "classes") == ["left", "right"]
+    assert read_entry(tmp_path / name, "flow") == {"algorithm": "tvl1", "tau": 0.25}
+    assert read_entry(tmp_path / name, "settings")["algorithm"] == "raft"
+    with pytest.raises(CheckpointError, match=rf"{tmp_path / name} was trained with size_rule 'resize', but 'pad' is"):
+        check_trained_with(tmp_path / name, {"size_rule": "pad"})
 
 
 class Fails(pl.Callback):

@@ -12,6 +12,7 @@ from datamodules import flow_codec
 from datamodules.batches import VideoBatch
 from lightning_modules.classifiers.resnet import ResNet
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
+from lightning_modules.flow.raft import RAFT
 from lightning_modules.model_under_attack import ModelUnderAttack
 
 FRAMES = 4
@@ -198,6 +199,16 @@ def test_settings_tell_systems_apart(tmp_path: Path) -> None:
     assert one != rounded
     assert one["classifier"]["weights_sha256"] != two["classifier"]["weights_sha256"]
     assert one["estimator"] == {"algorithm": "smooth", "scale": 3.0}
+
+
+def test_settings_tell_the_gradients_of_one_flow_apart() -> None:
+    """A store's manifest does not name them, as its flow is the same; the records of a sweep are not."""
+    torch.manual_seed(0)
+    whole, stopped = RAFT(size="small"), RAFT(size="small", whole_gradient=False)
+    stopped.load_state_dict(whole.state_dict())
+    assert whole.settings == stopped.settings
+    assert system(estimator=whole).settings["estimator"]["whole_gradient"] is True
+    assert system(estimator=stopped).settings["estimator"]["whole_gradient"] is False
 
 
 def test_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
