@@ -167,7 +167,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         listed.append((f"attack {spoken(name)}", _told(attack)))
     listed.append(("dataset", _told(settings.get("dataset", {})) or "not told"))
     groups = len(results.columns.group_labels)
-    listed.append(("units", f"{groups} groups of clips that were cut from one video each; they carry the intervals"))
+    listed.append(("units", f"{groups} groups of clips (in UCF-101, cut from one video); they carry the intervals"))
     return listed
 
 
