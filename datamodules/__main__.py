@@ -11,7 +11,7 @@ from jsonargparse import auto_cli
 from torch import nn
 from tqdm import tqdm
 
-from datamodules import download, flow_extraction, flow_import, yaml_environment
+from datamodules import download, flow_codec, flow_extraction, flow_finding, flow_import, yaml_environment
 from datamodules.flow_layouts import Kind
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.video_dataset import Clip, VideoDataset
@@ -95,7 +95,14 @@ def repair(dataset: VideoDataset, estimator: nn.Module, store: Path, *, workers:
     _end(faults, f"{store}: {count} clips computed again")
 
 
-def import_flow(source: Path, dataset: VideoDataset, estimator: nn.Module, store: Path) -> None:
+def import_flow(
+    source: Path,
+    dataset: VideoDataset,
+    estimator: nn.Module,
+    store: Path,
+    *,
+    bound: float = flow_codec.FLOW_BOUND,
+) -> None:
     """Take over flow that is there as images: u/ and v/ folders or flow_x_, flow_y_ names, JPEG or PNG, from 0 or 1.
 
     Args:
@@ -103,11 +110,13 @@ def import_flow(source: Path, dataset: VideoDataset, estimator: nn.Module, store
         dataset: the videos they were computed from.
         estimator: lightning_modules.flow.imported.ImportedFlow with the algorithm's name.
         store: folder of the flow store to make.
+        bound: 0 and 255 of the images stand for -bound and bound pixels; what is not of ±20 is rounded to its levels.
     """
+    converted = flow_import.conversion(bound)
     clips, faults = flow_extraction.present_clips(dataset)
-    found = flow_import.find_flow(source, clips)
-    print(f"{source}: {found.description}")
-    faults += flow_import.import_flow(dataset, clips, found, _store(dataset, estimator, store))
+    found = flow_finding.find_flow(source, clips)
+    print(f"{source}: {found.description}; {converted}")
+    faults += flow_import.import_flow(dataset, clips, found, _store(dataset, estimator, store), bound=bound)
     _end(faults, f"{store}: {len(clips)} clips")
 
 

@@ -1,95 +1,105 @@
-"""Flow that people already have, into a store: u and v as gray images, in any of the arrangements that are about.
+"""Flow that people already have, into a store."""
 
-A picture's axis is told by a folder or a file name's beginning (u, v, x, y, flow_x, flow_y), its clip by the folder or
-file name that is one of the dataset's clips, its number by the last digits of its name.
-"""
-
-import re
-from collections import defaultdict
-from collections.abc import Iterator
+import json
+import math
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datamodules import flow_codec
+from datamodules import flow_codec, half_written
+from datamodules.flow_finding import FoundFlow
 from datamodules.flow_store import FlowStore
 from datamodules.video_dataset import Clip, VideoDataset
 
-_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-_AXES = {"u": 0, "x": 0, "flow_x": 0, "flow_u": 0, "v": 1, "y": 1, "flow_y": 1, "flow_v": 1}
 
-
-class FoundFlow(NamedTuple):
-    """The pictures of the dataset's clips in a folder."""
-
-    planes: dict[str, tuple[dict[int, Path], dict[int, Path]]]
-    """by clip, in lower case: u and v by number"""
-    description: str
-    """what was found, in words"""
-
-
-def find_flow(folder: Path, clips: list[Clip]) -> FoundFlow:
-    """What a folder holds of the clips' flow.
+def conversion(bound: float) -> str:
+    """What becomes of planes in which 0 and 255 stand for -bound and bound pixels, in words.
 
     Raises:
-        FileNotFoundError: no such folder, or no picture in it that is a plane of one of the clips.
+        ValueError: the bound is not above 0.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; it should hold the flow to import")
-    stems = {clip.name.split("/")[-1].lower() for clip in clips}
-    planes: dict[str, tuple[dict[int, Path], dict[int, Path]]] = defaultdict(lambda: ({}, {}))
-    arrangements, formats = set(), set()
-    pictures = 0
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES):
-        pictures += 1
-        place = _place(path.relative_to(folder), stems)
-        if place is None:
-            continue
-        stem, axis, number, arrangement = place
-        planes[stem][axis][number] = path
-        arrangements.add(arrangement)
-        formats.add(_SUFFIXES[path.suffix.lower()])
-    if not planes:
-        raise FileNotFoundError(
-            f"{folder}: {pictures} pictures, none of them a plane of one of the dataset's {len(clips)} clips; u and v "
-            "are looked for as u/ and v/ folders or flow_x_, flow_y_ (x_, y_, u_, v_) names, under the clips' names"
-        )
-    firsts = {min(numbers) for both in planes.values() for numbers in both if numbers}
-    count = sum(len(u) for u, _ in planes.values())
-    description = (
-        f"{len(planes)} of {len(clips)} clips, {count} flow fields, {' and '.join(sorted(formats))}, "
-        f"{' and '.join(sorted(arrangements))}, counted from {' and '.join(map(str, sorted(firsts)))}"
+    _refuse_impossible(bound)
+    ours, level = flow_codec.FLOW_BOUND, 1 / flow_codec.LEVELS_PER_PIXEL
+    if bound == ours:
+        return f"0 to 255 are taken for ±{bound:g} pixels, as in the store: the values are unchanged"
+    clipped = f", and flow beyond ±{ours:g} clipped" if bound > ours else ""
+    return (
+        f"0 to 255 are taken for ±{bound:g} pixels, the store's stand for ±{ours:g}: the values are rounded to its "
+        f"levels, {level:.3f} pixels apart, by {level / 2:.3f} at most{clipped}"
     )
-    return FoundFlow(dict(planes), description)
 
 
-def import_flow(dataset: VideoDataset, clips: list[Clip], found: FoundFlow, store: FlowStore) -> list[str]:
-    """Store what was found, the values unchanged; a line for each clip that is incomplete or does not fit its video.
+def import_flow(
+    dataset: VideoDataset,
+    clips: list[Clip],
+    found: FoundFlow,
+    store: FlowStore,
+    *,
+    bound: float = flow_codec.FLOW_BOUND,
+) -> list[str]:
+    """Store what was found; a line for each clip that is incomplete or does not fit its video.
 
     JPEG planes are stored as what they decode to: their loss stays, none is added.
+
+    Args:
+        bound: 0 and 255 stand for -bound and bound pixels. With the codec's own, 20, the values are kept; others are
+            decoded and coded anew, see `conversion`. `import.json` in the store keeps it.
+
+    Raises:
+        ValueError: the bound is not above 0, or another than that of what is in the store already.
     """
+    _refuse_impossible(bound)
     store.open_for_writing()
+    _keep_bound(store, clips, bound)
+    levels = None if bound == flow_codec.FLOW_BOUND else _levels(bound)
     faults = []
     for clip in tqdm(clips, desc="import", unit="clip", mininterval=1):
         if store.has(clip):
             continue
-        planes = found.planes.get(clip.name.split("/")[-1].lower())
+        planes = found.planes.get(clip.name.lower())
         if planes is None:
             faults.append(f"{clip.name}: no flow found")
             continue
         try:
-            _import_clip(dataset, clip, planes, store)
+            _import_clip(dataset, clip, planes, store, levels)
         except (ValueError, OSError) as error:
             faults.append(f"{clip.name}: {error}")
     return faults
 
 
+def _refuse_impossible(bound: float) -> None:
+    if not 0 < bound < math.inf:
+        raise ValueError(f"bound {bound}: the pixels that 255 stands for, above 0")
+
+
+def _levels(bound: float) -> np.ndarray:
+    """(256,) the codec's level for each level of flow within ±`bound`."""
+    return flow_codec.encode(np.arange(256) * (2 * bound / 255) - bound)
+
+
+def _keep_bound(store: FlowStore, clips: list[Clip], bound: float) -> None:
+    path = store.folder / "import.json"
+    if any(store.has(clip) for clip in clips):
+        # Without the file it was imported before there was a choice.
+        kept = json.loads(path.read_text())["bound"] if path.is_file() else flow_codec.FLOW_BOUND
+        if kept != bound:
+            raise ValueError(
+                f"{store.folder}: holds flow that was imported with bound {kept:g}, {bound:g} is asked for; ask for "
+                "the same, name another store (make … RUNS=DIR), or delete the folder"
+            )
+    with half_written.appearing(path) as part:
+        part.write_text(json.dumps({"bound": bound}) + "\n")
+
+
 def _import_clip(
-    dataset: VideoDataset, clip: Clip, planes: tuple[dict[int, Path], dict[int, Path]], store: FlowStore
+    dataset: VideoDataset,
+    clip: Clip,
+    planes: tuple[dict[int, Path], dict[int, Path]],
+    store: FlowStore,
+    levels: np.ndarray | None,
 ) -> None:
     u, v = planes
     if u.keys() != v.keys():
@@ -100,21 +110,25 @@ def _import_clip(
         gap = next((a for a, b in pairwise(numbers) if b != a + 1), None)
         told = f"after {gap} one is missing" if gap is not None else f"they begin with {numbers[0]}"
         raise ValueError(f"its planes do not count on from 0 or 1: {told}")
-    pairs = len(dataset.decode(clip)) - 1
+    frames = dataset.decode(clip)
+    pairs, size = len(frames) - 1, frames.shape[1:3]
     if len(numbers) != pairs:
         raise ValueError(
             f"{len(numbers)} flow fields, but {pairs} pairs of frames at the dataset's frame rate: was the flow "
             "computed at another rate, or its end dropped?"
         )
-    pngs, sizes = [], set()
+    pngs = []
     for number in numbers:
         for path in (u[number], v[number]):
             plane, png = _plane(path)
-            sizes.add(plane.shape)
-            pngs.append(png)
-    if len(sizes) > 1:
-        raise ValueError(f"planes of different sizes: {sorted(sizes)}")
-    store.write_planes(clip.name, pngs, sizes.pop(), clip.path)
+            if plane.shape != size:
+                raise ValueError(
+                    f"{path} is {plane.shape[1]}×{plane.shape[0]} pixels, the dataset's frames {size[1]}×{size[0]}: "
+                    f"set the dataset's `frame_size` to {list(plane.shape)}, height and width, or import flow of the "
+                    "frames' size"
+                )
+            pngs.append(png if levels is None else flow_codec.to_png(levels[plane]))
+    store.write_planes(clip.name, pngs, size, clip.path)
 
 
 def _plane(path: Path) -> tuple[np.ndarray, bytes]:
@@ -130,23 +144,3 @@ def _plane(path: Path) -> tuple[np.ndarray, bytes]:
     elif path.suffix.lower() == ".png":
         return image, data
     return image, flow_codec.to_png(image)
-
-
-def _place(path: Path, stems: set[str]) -> tuple[str, int, int, str] | None:
-    """Clip, axis, number and arrangement of a picture, by its path."""
-    stem = path.stem.lower()
-    number = re.search(r"(\d+)$", stem)
-    clip = next((part.lower() for part in reversed(path.parent.parts) if part.lower() in stems), None)
-    if number is None or clip is None:
-        return None
-    begins = stem[: number.start()].rstrip("_-.")
-    if begins in _AXES:
-        return clip, _AXES[begins], int(number[1]), f"names {begins}_…"
-    for part in _lower(path.parent.parts):
-        if part in _AXES:
-            return clip, _AXES[part], int(number[1]), f"folders {part}/"
-    return None
-
-
-def _lower(parts: tuple[str, ...]) -> Iterator[str]:
-    return (part.lower() for part in reversed(parts))

@@ -9,9 +9,7 @@ Planes are counted from 1; flow_x is u, flow_y is v. A clip appears by a rename,
 import io
 import json
 import os
-import re
 import shutil
-import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+
+from datamodules import half_written
 
 Kind = Literal["archive", "loose"]
 RECORD = "clip.json"
@@ -69,7 +69,7 @@ class Layout(ABC):
         path = self.path(name)
         if path.is_dir():
             # by a rename first: a half-removed clip must not be taken for one
-            gone = _part(path)
+            gone = half_written.part_of(path)
             path.rename(gone)
             shutil.rmtree(gone)
         else:
@@ -77,10 +77,7 @@ class Layout(ABC):
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written."""
-        for left_over in self.folder.glob("*/.*.part"):
-            if _writer_is_alive(left_over):
-                continue
-            shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+        half_written.sweep(self.folder.glob("*/.*.part"))
 
 
 class Loose(Layout):
@@ -91,7 +88,7 @@ class Loose(Layout):
 
     def write(self, name: str, pngs: Sequence[bytes], record: dict[str, Any]) -> None:
         final = self.path(name)
-        part = _part(final)
+        part = half_written.part_of(final)
         part.mkdir(parents=True)
         try:
             for index, png in enumerate(pngs):
@@ -140,7 +137,7 @@ class Archive(Layout):
         final = self.path(name)
         if len(pngs) > _MOST_PLANES:
             raise ValueError(f"{name}: {len(pngs) // 2} flow fields do not fit an archive; use the layout `loose`")
-        part = _part(final)
+        part = half_written.part_of(final)
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
             with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
@@ -252,28 +249,3 @@ def _damaged(path: Path, reason: object) -> str:
 
 def _dumped(record: dict[str, Any]) -> str:
     return json.dumps(record, indent=2) + "\n"
-
-
-def _part(final: Path) -> Path:
-    return final.with_name(f".{final.name}.{_machine()}-{os.getpid()}.part")
-
-
-def _machine() -> str:
-    return re.sub(r"\W", "_", os.uname().nodename)
-
-
-def _writer_is_alive(part: Path) -> bool:
-    """Whether the process that writes it may live: one on this machine that does, or any on another machine whose file
-    changed in the last hour."""
-    match = re.search(r"\.(\w*)-(\d+)\.part$", part.name)
-    if match is None:
-        return False
-    if match[1] != _machine():
-        return time.time() - part.stat().st_mtime < 3600
-    try:
-        os.kill(int(match[2]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

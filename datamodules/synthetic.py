@@ -1,7 +1,6 @@
 """The embedded dataset: clips rendered as compressed video in UCF-101's layout; the classes differ by motion alone."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +10,7 @@ from zlib import crc32
 import numpy as np
 from tqdm import tqdm
 
+from datamodules import half_written
 from datamodules.appearances import draw_appearance
 from datamodules.rendering import MOTIONS, draw_clip, draw_scene
 from datamodules.ucf101 import UCF101
@@ -126,14 +126,18 @@ class EmbeddedDataset(UCF101):
         return super().clips(subset)
 
     def prepare(self) -> None:
-        """Render what is missing; a call that was cut short is taken up where it stopped."""
+        """Render what is missing; a call that was cut short is taken up where it stopped. Several processes may call it
+        at once."""
         self._refuse_other_settings()
+        for folder in (".", "ucfTrainTestlist", "UCF-101/*"):
+            half_written.sweep(self.root.glob(f"{folder}/.*.part"))
         _write_text(self.root / "settings.json", json.dumps(self.recipe, indent=2) + "\n")
         for name, lines in self._list_files().items():
             _write_text(self.root / "ucfTrainTestlist" / name, "".join(f"{line}\n" for line in lines))
         missing = self._missing()
         if missing:
             self._render(missing)
+        self._look_again()
         super().prepare()
 
     def _names(self) -> Iterator[_Name]:
@@ -151,8 +155,9 @@ class EmbeddedDataset(UCF101):
 
     def _refuse_other_settings(self) -> None:
         path = self.root / "settings.json"
+        has_videos = (self.root / "UCF-101").exists()  # asked first: another process writes the settings, then videos
         if not path.is_file():
-            if (self.root / "UCF-101").exists():
+            if has_videos:
                 raise ValueError(f"{self.root}: holds UCF-101/ that was not rendered here; name another `root`")
             return
         found = json.loads(path.read_text())
@@ -187,6 +192,8 @@ class EmbeddedDataset(UCF101):
             rng = np.random.default_rng([seed, 1, group])
             appearance = draw_appearance(rng, first_hue + _GOLDEN * group, contrast)
             for name in names:
+                if self._path(name).is_file():
+                    continue  # another process has rendered it meanwhile
                 rng = np.random.default_rng([seed, 2, crc32(name.motion.encode()), group, name.clip])
                 scene = draw_scene(rng, self.recipe["speeds"])
                 motion = MOTIONS[name.motion]
@@ -200,9 +207,10 @@ def _write_video(path: Path, pictures: Iterable[np.ndarray], size: tuple[int, in
     import av
     from av.codec.context import Flags
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with av.open(str(part), "w", format="avi", options={"fflags": "+bitexact"}) as container:
+    with (
+        half_written.appearing(path) as part,
+        av.open(str(part), "w", format="avi", options={"fflags": "+bitexact"}) as container,
+    ):
         stream = container.add_stream("mpeg4", rate=FRAME_RATE)
         stream.height, stream.width, stream.pix_fmt = size[0], size[1], "yuv420p"
         codec = stream.codec_context
@@ -214,13 +222,10 @@ def _write_video(path: Path, pictures: Iterable[np.ndarray], size: tuple[int, in
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(part, path)
 
 
 def _write_text(path: Path, text: str) -> None:
     if path.is_file() and path.read_text() == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
+    with half_written.appearing(path) as part:
+        part.write_text(text)

@@ -3,6 +3,7 @@
 
 import difflib
 import re
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import numpy as np
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from datamodules.video_dataset import Clip, Subset, VideoDataset
-from datamodules.video_decode import decode_video
+from datamodules.video_decode import decode_video, refuse_impossible
 
 _NAMED = 10  # how many missing clips an error lists by name
 
@@ -33,7 +34,7 @@ class UCF101(VideoDataset):
 
     Raises:
         FileNotFoundError: no such folder, no lists, no videos, or listed clips are missing; counts and names them.
-        ValueError: unknown class or split.
+        ValueError: unknown class or split; a frame option out of range; files that differ by capitals only.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class UCF101(VideoDataset):
         frame_size: tuple[int, int] | None = None,
         max_frames: int | None = None,
     ) -> None:
+        refuse_impossible(frame_rate, frame_size, max_frames)
         self.root = Path(root)
         self.lists = None if lists is None else Path(lists)
         self.split = split
@@ -123,6 +125,12 @@ class UCF101(VideoDataset):
             f"classes ({shown}), {', '.join(parts)}"
         )
 
+    def _look_again(self) -> None:
+        """Forget what was seen of the tree: it has changed."""
+        for name, value in vars(UCF101).items():
+            if isinstance(value, cached_property):
+                self.__dict__.pop(name, None)
+
     @cached_property
     def video_folder(self) -> Path:
         """The folder that holds the class folders."""
@@ -164,20 +172,25 @@ class UCF101(VideoDataset):
         listed = {}
         for subset in ("train", "test"):
             lines = _lines(self.list_folder / f"{subset}list{self.split:02d}.txt")
-            listed[subset] = [line.split()[0].removesuffix(".avi") for line in lines]
+            listed[subset] = [re.sub(r"\.avi$", "", line.split()[0], flags=re.IGNORECASE) for line in lines]
         return listed
 
     @cached_property
     def _files(self) -> dict[str, Path]:
         """The files of the wanted classes by class and stem, in lower case: the lists and the files do not agree on
         capitals (HandstandPushups, HandStandPushups)."""
-        folders = {folder.name.lower(): folder for folder in self.video_folder.iterdir() if folder.is_dir()}
-        files = {
-            f"{name}/{file.stem.lower()}": file
-            for name in (name.lower() for name in self._wanted_classes())
-            if name in folders
-            for file in sorted(folders[name].glob("*.avi"))
-        }
+        folders = defaultdict(list)
+        for folder in sorted(self.video_folder.iterdir()):
+            if folder.is_dir():
+                folders[folder.name.lower()].append(folder)
+        files: dict[str, Path] = {}
+        for name in (name.lower() for name in self._wanted_classes()):
+            for file in (file for folder in folders[name] for file in sorted(folder.iterdir())):
+                if file.suffix.lower() != ".avi":
+                    continue
+                known = files.setdefault(f"{name}/{file.stem.lower()}", file)
+                if known != file:
+                    raise ValueError(f"{known} and {file} are one clip but for capitals: remove or rename one of them")
         if not files:
             raise FileNotFoundError(
                 f"{self.video_folder}: holds no class folder with .avi files; point UCF101 at the folder of "

@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datamodules.avi_chunks import refuse_damaged_avi
+
 _REORDERED = 8
 """Frames by which a B-frame's stamp may be off its place; the most that codecs of such files use."""
 
@@ -31,14 +33,16 @@ def decode_video(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, is cut off, holds no frame, or has fewer frames per second than asked
-            for; names the file.
+        ValueError: the file cannot be decoded, is cut off or damaged inside, holds no frame, or has fewer frames per
+            second than asked for; names the file. Or an option is out of range.
     """
     import av
 
+    refuse_impossible(frame_rate, frame_size, max_frames)
+
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such video")
-    _refuse_cut_off(path)
+    refuse_damaged_avi(path)
     stamps: list[float | None] = []
     frames: list[av.VideoFrame] = []
     # B-frames may lag a few places behind their time stamp: look that much further before stopping early.
@@ -57,6 +61,13 @@ def decode_video(
         raise ValueError(f"{path}: cannot be decoded ({error}); is the download complete?") from error
     if not frames:
         raise ValueError(f"{path}: holds no video frame; is the download complete?")
+    # Where bits make no sense the decoder guesses, and says so of the frame.
+    corrupt = [index for index, frame in enumerate(frames) if frame.is_corrupt]
+    if corrupt:
+        raise ValueError(
+            f"{path}: damaged, {len(corrupt)} of its first {len(frames)} frames cannot be decoded whole, the first is "
+            f"number {corrupt[0] + 1}; download it again"
+        )
 
     seconds = display_times(stamps, rate)
     source_rate = (len(seconds) - 1) / seconds[-1] if len(seconds) > 1 else frame_rate
@@ -69,15 +80,18 @@ def decode_video(
     return np.stack([resize_frame(frames[i].to_ndarray(format="rgb24"), frame_size) for i in chosen])
 
 
-def _refuse_cut_off(path: Path) -> None:
-    """A download that broke off decodes without complaint, as a shorter clip; an AVI says how long it should be."""
-    with path.open("rb") as file:
-        head = file.read(8)
-    size = path.stat().st_size
-    if head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") + 8 > size:
-        raise ValueError(
-            f"{path}: cut off, {size} of {int.from_bytes(head[4:], 'little') + 8} bytes; download it again"
-        )
+def refuse_impossible(frame_rate: float, frame_size: tuple[int, int] | None, max_frames: int | None) -> None:
+    """Raise where an option is out of range, so that no video is blamed for it.
+
+    Raises:
+        ValueError: names option and value.
+    """
+    if not 0 < frame_rate < math.inf:
+        raise ValueError(f"frame_rate {frame_rate}: frames per second, above 0")
+    if frame_size is not None and (len(frame_size) != 2 or min(frame_size) < 1):
+        raise ValueError(f"frame_size {tuple(frame_size)}: height and width, at least 1 each, or null for the source's")
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames {max_frames}: at least 1, or null for all")
 
 
 def display_times(stamps: list[float | None], rate: float) -> list[float]:

@@ -11,14 +11,15 @@ import pytest
 from torch import nn
 
 
-def write_video(path: Path, frames: np.ndarray, *, rate: Fraction | int = 25) -> None:
-    """Frames uint8 (T, H, W, 3) as a lossless video: what is decoded is what was written."""
+def write_video(path: Path, frames: np.ndarray, *, rate: Fraction | int = 25, codec: str = "ffv1") -> None:
+    """Frames uint8 (T, H, W, 3) as a video, by default a lossless one: what is decoded is what was written."""
+    pixels = "bgr0" if codec == "ffv1" else "yuv420p"
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="avi") as container:
-        stream = container.add_stream("ffv1", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "bgr0"
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], pixels
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="bgr0")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)))
         container.mux(stream.encode())
 
 

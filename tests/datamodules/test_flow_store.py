@@ -264,6 +264,32 @@ def test_a_killed_precompute_goes_on_to_the_same_bytes(small_tree, tmp_path, dif
     assert not list(folder.glob("*/.*"))
 
 
+def test_what_an_earlier_process_of_the_same_number_left_is_no_hindrance(small_tree, tmp_path, difference, layout):
+    """In a container the first process has the same number each time."""
+    dataset, estimator = UCF101(small_tree), difference()
+    clips = dataset.clips("train")
+    precompute(dataset, clips, estimator, store_for(tmp_path / "whole", dataset, estimator, layout), workers=1)
+    store = store_for(tmp_path / "store", dataset, estimator, layout)
+    suffix = ".zip" if layout == "archive" else ""
+    machine = re.sub(r"\W", "_", os.uname().nodename)
+    ours = f"{suffix}.{machine}-{os.getpid()}.part"
+    for number, clip in enumerate(clips):
+        part = store.folder / Path(clip.name).parent / f".{Path(clip.name).name}{ours}"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        if suffix:
+            part.write_bytes(b"half" * number)
+        else:
+            part.mkdir()
+            (part / "flow_x_00099.png").touch()
+    assert precompute(dataset, clips, estimator, store, workers=1) == len(clips)
+    assert contents(store.folder) == contents(tmp_path / "whole")
+    if not suffix:
+        part.mkdir()
+        (part / "flow_x_00099.png").touch()
+    store.remove(clips[-1])
+    assert not store.has(clips[-1]) and not list(store.folder.glob("*/.*"))
+
+
 FAULTS = {
     "gone": (lambda path: path.unlink(), "missing"),
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "damaged"),

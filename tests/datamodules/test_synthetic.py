@@ -170,6 +170,43 @@ EmbeddedDataset(Path({str(tmp_path)!r}), **{SMALL!r}).prepare()"""
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items())
 
 
+def test_two_processes_at_once_render_one_dataset(small: EmbeddedDataset, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    code = f"""import sys
+from pathlib import Path
+from datamodules.synthetic import EmbeddedDataset
+dataset = EmbeddedDataset(Path({str(root)!r}), **{SMALL!r})
+import av, cv2
+print("ready", flush=True)
+sys.stdin.readline()
+dataset.prepare()
+print(len(dataset.clips("train")), len(dataset.clips("test")))"""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert [out for out, _ in results] == ["16 8\n", "16 8\n"]
+    assert tree(root) == tree(small.root)
+
+
+def test_what_was_seen_before_rendering_is_forgotten(small: EmbeddedDataset, tmp_path: Path) -> None:
+    dataset = EmbeddedDataset(tmp_path, **SMALL)
+    dataset.prepare()
+    clip = dataset.clips("test")[0]
+    clip.path.unlink()
+    dataset = EmbeddedDataset(tmp_path, **SMALL)
+    clips, faults = dataset.available()
+    assert len(clips) == 23 and faults == [f"{clip.path}: missing"]
+    dataset.prepare()
+    assert dataset.available() == ([*dataset.clips("train"), *dataset.clips("test")], [])
+    assert tree(tmp_path) == tree(small.root)
+
+
 def test_a_second_call_renders_nothing(small: EmbeddedDataset) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.root.rglob("*")}
     EmbeddedDataset(small.root, **SMALL).prepare()

@@ -1,5 +1,6 @@
 import pytest
 
+from datamodules.synthetic import EmbeddedDataset
 from datamodules.ucf101 import UCF101
 
 
@@ -9,6 +10,39 @@ def test_names_are_matched_without_regard_to_case(small_tree):
     assert [clip.label for clip in dataset.clips("train")] == [0, 0, 1, 1, 2, 2]
     assert dataset.clips("test")[1].group == "HandstandPushups_g01"
     assert all(clip.path.is_file() for subset in ("train", "test") for clip in dataset.clips(subset))
+
+
+def test_the_suffix_is_matched_without_regard_to_case_too(small_tree):
+    folder = small_tree / "UCF-101" / "Rowing"
+    (folder / "v_Rowing_g02_c01.avi").rename(folder / "v_Rowing_g02_c01.AVI")
+    dataset = UCF101(small_tree)
+    assert dataset.clips("train")[4].path.name == "v_Rowing_g02_c01.AVI"
+    assert dataset.clips("train")[4].name == "Rowing/v_Rowing_g02_c01"
+    assert len(dataset.decode(dataset.clips("train")[4])) == 13
+
+
+def test_files_that_differ_by_capitals_only_are_named(small_tree):
+    folder = small_tree / "UCF-101" / "Rowing"
+    (folder / "v_rowing_g02_c01.AVI").write_bytes((folder / "v_Rowing_g02_c01.avi").read_bytes())
+    with pytest.raises(ValueError, match=r"v_Rowing_g02_c01\.avi and .*v_rowing_g02_c01\.AVI are one clip"):
+        UCF101(small_tree).clips("train")
+
+
+@pytest.mark.parametrize("dataset", [UCF101, EmbeddedDataset])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_frames": -1}, "max_frames -1: at least 1, or null for all"),
+        ({"max_frames": 0}, "max_frames 0: "),
+        ({"frame_rate": 0.0}, r"frame_rate 0\.0: .*above 0"),
+        ({"frame_rate": -12.0}, r"frame_rate -12\.0: "),
+        ({"frame_size": (0, 64)}, r"frame_size \(0, 64\): .*at least 1"),
+        ({"frame_size": [64, -1]}, r"frame_size \(64, -1\): "),
+    ],
+)
+def test_frame_options_out_of_range_are_named(tmp_path, dataset, option, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        dataset(tmp_path, **option)
 
 
 def test_the_class_folder_itself_may_be_named(small_tree):

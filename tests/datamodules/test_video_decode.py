@@ -3,6 +3,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from datamodules.avi_chunks import refuse_damaged_avi
+from datamodules.synthetic import _write_video
 from datamodules.video_decode import decode_video, display_times, nearest_in_time
 
 
@@ -83,9 +85,97 @@ def test_a_download_that_broke_off_is_not_a_shorter_clip(tmp_path, video_writer,
         decode_video(path)
 
 
-def test_no_real_clip_is_taken_for_one(ucf101_root):
+def zeroed(data: bytes, start: int, length: int) -> bytes:
+    return data[:start] + bytes(length) + data[start + length :]
+
+
+def noisy(data: bytes, start: int, length: int) -> bytes:
+    return data[:start] + np.random.default_rng(0).bytes(length) + data[start + length :]
+
+
+DAMAGES = {
+    "second half zeroed": lambda data: zeroed(data, len(data) // 2, len(data) - len(data) // 2),
+    "a piece in the middle zeroed": lambda data: zeroed(data, len(data) // 2, min(65536, len(data) // 4)),
+    "4 KB of noise": lambda data: noisy(data, len(data) // 2, 4096),
+}
+
+
+def write_as_embedded(path, frames):
+    _write_video(path, frames, frames.shape[1:3])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("coded", ["predicted", "each alone"])
+def test_a_video_damaged_inside_is_not_a_shorter_one(tmp_path, video_writer, texture, coded, damage):
+    path, frames = tmp_path / "a.avi", texture(6, count=28, size=(120, 160))
+    write_as_embedded(path, frames) if coded == "each alone" else video_writer(path, frames, codec="mpeg4")
+    assert len(decode_video(path)) == 13
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.avi: damaged, .*; download it again"):
+        decode_video(path)
+
+
+def video_chunks(data: bytes) -> list[int]:
+    """Where the frames' chunks begin: an eight-byte header each, then the frame."""
+    places, index = [], data.rindex(b"idx1")
+    while (place := data.find(b"00dc", places[-1] + 8 if places else data.index(b"movi"), index)) >= 0:
+        places.append(place)
+    return places
+
+
+def test_a_frame_that_is_garbled_is_found_by_the_decoder(tmp_path, texture):
+    """Noise within one frame: the file's structure is whole."""
+    path = tmp_path / "a.avi"
+    write_as_embedded(path, texture(6, size=(120, 160)))
+    data = path.read_bytes()
+    path.write_bytes(noisy(data, video_chunks(data)[9] + 1000, 500))
+    refuse_damaged_avi(path)
+    with pytest.raises(ValueError, match=r"a\.avi: damaged, 1 of its first 26 frames .* the first is number 10"):
+        decode_video(path)
+
+
+def test_whole_frames_that_are_gone_are_found_by_the_structure(tmp_path, texture):
+    """The decoder sees sound frames only, and fewer of them."""
+    path = tmp_path / "a.avi"
+    write_as_embedded(path, texture(6, size=(120, 160)))
+    data = path.read_bytes()
+    places = video_chunks(data)
+    assert len(places) == 26
+    path.write_bytes(zeroed(data, places[9], places[14] - places[9]))
+    with pytest.raises(ValueError, match=rf"a\.avi: damaged, no chunk .* at byte {places[9]}"):
+        decode_video(path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_real_clips_damaged_inside_are_found(tmp_path, ucf101_root, damage):
+    clips = sorted((ucf101_root / "UCF-101").glob("*/*.avi"))[::80]
+    assert clips
+    for clip in clips:
+        path = tmp_path / clip.name
+        path.write_bytes(DAMAGES[damage](clip.read_bytes()))
+        with pytest.raises(ValueError, match=rf"{clip.name}: damaged"):
+            decode_video(path)
+
+
+def test_no_real_clip_is_taken_for_a_damaged_one(ucf101_root):
     clips = sorted(ucf101_root.glob("UCF-101*/*/*.avi"))
     assert clips
     for clip in clips:
-        head = clip.read_bytes()[:8]
-        assert head[:4] == b"RIFF" and int.from_bytes(head[4:], "little") + 8 <= clip.stat().st_size, clip
+        refuse_damaged_avi(clip)
+    for clip in clips[::20]:
+        decode_video(clip)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"frame_rate": 0}, "frame_rate 0: "),
+        ({"frame_rate": float("nan")}, "frame_rate nan: "),
+        ({"frame_size": (0, 64)}, r"frame_size \(0, 64\): "),
+        ({"max_frames": 0}, "max_frames 0: "),
+    ],
+)
+def test_an_option_out_of_range_is_not_the_videos_fault(tmp_path, video_writer, texture, option, message):
+    video_writer(tmp_path / "a.avi", texture(7))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        decode_video(tmp_path / "a.avi", **option)
