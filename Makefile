@@ -90,7 +90,7 @@ data: $(INSTALLED) ## check the videos, or render the embedded ones, and say wha
 
 import-flow: | $(INSTALLED) ## take over flow that is there as images, FROM=DIR; then train-classifiers FLOWS=imported
 	$(if $(FROM),,$(error import-flow: give the folder of the flow images, FROM=DIR))
-	$(VENV)/bin/python -m datamodules import_flow --source $(FROM) --dataset $(CONFIG)/dataset.yaml --estimator configs/flow/imported.yaml --store $(RUN)/flow/imported
+	$(VENV)/bin/python -m datamodules import_flow --source $(FROM) --dataset $(CONFIG)/dataset.yaml --estimator configs/flow/imported.yaml --store $(RUN)/flow/imported $(FLOW_ARGS)
 
 # Flow stores by themselves; training fills what is missing of them, too.
 STORE = --dataset $(CONFIG)/dataset.yaml --estimator $(CONFIG)/$(call flow_yaml,$*) --store $(RUN)/flow/$*

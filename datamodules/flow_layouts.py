@@ -64,17 +64,6 @@ class Layout(ABC):
         """Whether the clip is there (it is whole then)."""
         return self.path(name).exists()
 
-    def remove(self, name: str) -> None:
-        """Take a clip out."""
-        path = self.path(name)
-        if path.is_dir():
-            # by a rename first: a half-removed clip must not be taken for one
-            gone = half_written.part_of(path)
-            path.rename(gone)
-            shutil.rmtree(gone)
-        else:
-            path.unlink()
-
     def sweep(self) -> None:
         """Remove what killed processes left half-written."""
         half_written.sweep(self.folder.glob("*/.*.part"))
@@ -94,7 +83,7 @@ class Loose(Layout):
             for index, png in enumerate(pngs):
                 (part / plane_name(index)).write_bytes(png)
             (part / RECORD).write_text(_dumped(record))
-            replaced = _part(final.with_name(f"{final.name}.replaced"))
+            replaced = half_written.part_of(final.with_name(f"{final.name}.replaced"))
             if final.exists():  # a folder cannot be renamed to one that holds files
                 final.rename(replaced)
             try:
