@@ -121,6 +121,7 @@ def estimate_clip(frames: np.ndarray, estimator: nn.Module) -> np.ndarray:
 
 @contextmanager
 def _convolutions_as_precise_as_products() -> Iterator[None]:
+    """As for the attacks, in a package that this one does not know."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
     try:

@@ -26,6 +26,7 @@ from attacks.report.page import write_page
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+# A browser is no Python package: `make test` cannot install one. Continuous integration does (.ci/run).
 in_a_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH: the page was not opened in a browser"
 )
