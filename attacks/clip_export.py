@@ -21,6 +21,7 @@ from attacks.records import CLEAN
 from attacks.settings import victim_settings
 from attacks.victim import BatchedVictim, Victim, under_attack
 from attacks.video_files import read_video, write_h264, write_lossless
+from attacks.whole_file import write_whole
 
 LOOKING_CRF = 12
 LOOKING_RATE = 6
@@ -105,9 +106,7 @@ def export_clips(
         "clips": rows,
     }
     path = folder / "clips.json"
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    scratch.replace(path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

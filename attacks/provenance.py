@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from attacks.whole_file import write_whole
+
 PACKAGES = (
     "flowfool",
     "torch",
@@ -55,9 +57,7 @@ def add_provenance(folder: Path, run: dict[str, Any]) -> None:
     except ValueError:
         path.replace(path.with_suffix(".json.unreadable"))
         runs = []
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"runs": [*runs, run]}, indent=1, ensure_ascii=False, default=str) + "\n")
-    scratch.replace(path)
+    write_whole(path, json.dumps({"runs": [*runs, run]}, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def read_provenance(folder: Path) -> list[dict[str, Any]]:

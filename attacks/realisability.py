@@ -19,6 +19,7 @@ from attacks.eight_bit import round_inside_ball, to_bytes, to_frames
 from attacks.records import CLEAN
 from attacks.victim import BatchedVictim, Victim, under_attack
 from attacks.video_files import read_video, write_h264, write_lossless
+from attacks.whole_file import write_whole
 
 CRF = (0, 10, 18, 23, 28)
 """Qualities of H.264, best first; x264's default is 23."""
@@ -114,11 +115,8 @@ def save_rows(folder: Path, clip: str, rows: Sequence[Row]) -> None:
     Stacks attacked in other portions make the same file: it is in order of attack, target, ε, stack and medium.
     """
     path = rows_path(folder, clip)
-    path.parent.mkdir(exist_ok=True)
     ordered = sorted(rows, key=lambda row: (row["attack"], row["target"], row["epsilon"], row["stack"]))
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(ordered) + "\n")
-    scratch.replace(path)
+    write_whole(path, json.dumps(ordered) + "\n")
 
 
 def rows_path(folder: Path, clip: str) -> Path:
@@ -138,7 +136,5 @@ def merge_rows(folder: Path, clips: Iterable[str]) -> Path:
             raise FileNotFoundError(f"{rows_path(folder, clip)}: no such file; the sweep, started again, makes it")
         rows += json.loads(rows_path(folder, clip).read_text())
     path = folder / "realisability.json"
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    scratch.replace(path)
+    write_whole(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     return path

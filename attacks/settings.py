@@ -11,6 +11,7 @@ from torch import nn
 
 from attacks.attack import Attack
 from attacks.victim import Victim
+from attacks.whole_file import write_whole
 
 UNDECIDING = {"batch_size", "pairs_at_once", "name", "begins"}
 """Options of an attack that do not change what it does, and what follows from the others."""
@@ -41,12 +42,9 @@ def weights_sha256(module: nn.Module) -> str:
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write settings.json unless the folder has one. Call it in one process, before `check_settings` in all."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "settings.json"
     if not path.exists():
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-        scratch.replace(path)
+        write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from attacks.report import write_report
 from attacks.report.table import print_tables
 from attacks.settings import attack_settings, check_settings, victim_settings, write_settings
 from attacks.sweep import Sweep
+from attacks.whole_file import write_whole
 
 EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035)
 """Section 5.1."""
@@ -175,7 +176,7 @@ class SweepCallback(pl.Callback):
         if trainer.is_global_zero:
             self.store.merge()
             merge_rows(self.folder, {self.clips[index].name for index in self.realised})
-            (self.folder / "costs.json").write_text(json.dumps(_costs(self.store.costs()), indent=1) + "\n")
+            write_whole(self.folder / "costs.json", json.dumps(_costs(self.store.costs()), indent=1) + "\n")
             report = write_report(self.folder)
             print_tables(get_console(), report.tables)
             get_console().print(f"Report: {report.page}", soft_wrap=True)

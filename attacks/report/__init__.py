@@ -10,6 +10,7 @@ from attacks.report.page import write_page
 from attacks.report.results import Results, load_results
 from attacks.report.table import Table
 from attacks.report.tables import results_json, write_tables
+from attacks.whole_file import write_whole
 
 
 class Report(NamedTuple):
@@ -44,7 +45,6 @@ def write_report(folder: Path) -> Report:
     write_tables(folder, tables)
     figures = write_figures(folder, results)
     page = write_page(folder, results, tables, figures)
-    part = folder / "results.json.part"
-    part.write_text(json.dumps(results_json(results, tables), indent=1, ensure_ascii=False) + "\n")
-    part.replace(folder / "results.json")
+    content = json.dumps(results_json(results, tables), indent=1, ensure_ascii=False)
+    write_whole(folder / "results.json", content + "\n")
     return Report(folder, results, tables, figures, page)

@@ -16,12 +16,13 @@ from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.cells import between, percent, percents
 from attacks.report.figures import curve
-from attacks.report.page import facts, picture, render, write_whole
+from attacks.report.page import facts, picture, render
 from attacks.report.results import Results, load_results
 from attacks.report.style import DOTS_PER_INCH, RC, STYLES, accuracy_axes
 from attacks.report.table import BETWEEN, Table, Value, spoken
 from attacks.report.tables import write_tables
 from attacks.statistics import difference, mcnemar
+from attacks.whole_file import write_whole
 
 _WHICH_AND_HOW_LARGE = {"clips", "max_clips", "max_stacks", "frame_size"}
 

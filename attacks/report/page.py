@@ -18,6 +18,7 @@ from attacks.report.gallery import gallery
 from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH
 from attacks.report.table import Table, spoken
+from attacks.whole_file import write_whole
 
 ROWS_SHOWN = 60
 """of a long table; the files hold all"""
@@ -80,14 +81,6 @@ def render(template: str, **values: Any) -> str:
     environment.globals["style"] = parts.joinpath("page.css").read_text()
     source = parts.joinpath("macros.html.jinja").read_text() + parts.joinpath(template).read_text()
     return environment.from_string(source).render(**values)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file bears its name once it is complete."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def picture(path: Path) -> Picture:

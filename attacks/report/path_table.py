@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from attacks.report.table import Table
+from attacks.whole_file import write_whole
 
 FILE = "paths.json"
 COUNTS = {
@@ -20,9 +21,7 @@ COUNTS = {
 
 def write_paths(sweep: Path, systems: Mapping[str, Mapping[str, int]]) -> None:
     """Write the counts (`COUNTS`) of each system into the folder of the sweep that attacked them."""
-    part = sweep / f"{FILE}.part"
-    part.write_text(json.dumps(systems, indent=1) + "\n")
-    part.replace(sweep / FILE)
+    write_whole(sweep / FILE, json.dumps(systems, indent=1) + "\n")
 
 
 def read_paths(sweep: Path) -> dict[str, dict[str, int]]:
@@ -51,8 +50,9 @@ def prediction_paths(systems: Mapping[str, Mapping[str, int]]) -> Table:
         columns=[("", "system"), *(("", head) for head in COUNTS.values())],
         rows=[[name, *(counts[count] for count in COUNTS)] for name, counts in systems.items()],
         notes=[
-            "Of all test stacks. PNG = memory, memory = video: stacks that get the same class on both paths. 8-bit "
-            "levels off: flow values, of all pixels, that differ between PNGs and memory. float differs: stacks that "
-            "float flow, which the sweep attacks unless `eight_bit` is set, puts in another class than 8-bit flow.",
+            "Of the stacks that were asked; `make check-paths` asks of all test stacks. PNG = memory, memory = video: "
+            "stacks that get the same class on both paths. 8-bit levels off: flow values, of all pixels, that differ "
+            "between PNGs and memory. float differs: stacks that float flow, which the sweep attacks unless "
+            "`eight_bit` is set, puts in another class than 8-bit flow.",
         ],
     )
