@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -100,6 +100,9 @@ def precompute(
 def estimate_clip(frames: np.ndarray, estimator: nn.Module) -> np.ndarray:
     """Flow of every adjacent pair of a clip's frames: uint8 (T, H, W, 3) -> float32 (T-1, 2, H, W) in pixels.
 
+    An estimator that sees 8-bit images itself (`flow_of_images`, from and to arrays of these shapes) is given them as
+    they are; any other gets frames in [0, 1].
+
     Convolutions keep to `torch.get_float32_matmul_precision()`, whichever command line the call comes from: by its
     default float32 is float32, where cuDNN's own default is TF32.
 
@@ -108,6 +111,9 @@ def estimate_clip(frames: np.ndarray, estimator: nn.Module) -> np.ndarray:
     """
     if len(frames) < 2:
         raise ValueError(f"{len(frames)} frame: flow needs two")
+    of_images: Callable[[np.ndarray], np.ndarray] | None = getattr(estimator, "flow_of_images", None)
+    if of_images is not None:
+        return of_images(frames)
     parameter = next(estimator.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     stack = to_frames(frames)

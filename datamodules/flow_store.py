@@ -128,8 +128,9 @@ class FlowStore:
             ValueError: a value is not finite.
             OSError: the disk is full, for one; nothing of the clip is left then.
         """
-        planes = flow_codec.encode(flow).reshape(-1, *flow.shape[2:])
-        self.write_planes(clip.name, [flow_codec.to_png(plane) for plane in planes], planes.shape[1:], clip.path)
+        # Field by field, whose levels stay in the processor's cache.
+        pngs = [flow_codec.to_png(plane) for field in flow for plane in flow_codec.encode(field)]
+        self.write_planes(clip.name, pngs, flow.shape[2:], clip.path)
 
     def write_planes(self, name: str, pngs: Sequence[bytes], size: Sequence[int], source: Path | None) -> None:
         """Store a clip's planes, u and v of each field in turn, as the PNG bytes that they are."""

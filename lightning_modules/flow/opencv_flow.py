@@ -34,14 +34,28 @@ class OpenCVFlow(nn.Module):
         """Frames (B, T, 3, H, W) in [0, 1] -> flow (B, T-1, 2, H, W) float32 in pixels, on the frames' device."""
         if frames.dim() != 5 or frames.shape[1] < 2 or frames.shape[2] != 3:
             raise ValueError(f"{type(self).__name__} needs frames (B, T >= 2, 3, H, W), not {tuple(frames.shape)}")
+        grey = [[grey_frame(image) for image in clip] for clip in eight_bit(frames)]
+        first = [image for clip in grey for image in clip[:-1]]
+        second = [image for clip in grey for image in clip[1:]]
+        flow = torch.from_numpy(self._flow_of_pairs(first, second))
+        return flow.to(frames.device).unflatten(0, (frames.shape[0], frames.shape[1] - 1))
+
+    def flow_of_images(self, images: np.ndarray) -> np.ndarray:
+        """A clip's images as decoded, RGB uint8 (T, H, W, 3) -> flow float32 (T-1, 2, H, W) in pixels: what `forward`
+        gives for them as frames in [0, 1], without the way there and back."""
+        grey = [grey_frame(image) for image in images]
+        return self._flow_of_pairs(grey[:-1], grey[1:])
+
+    def _flow_of_pairs(self, first: list[np.ndarray], second: list[np.ndarray]) -> np.ndarray:
         cv2.setNumThreads(1)  # the pairs are the parallel work; OpenCV's own threads under each only contend
-        grey = [[grey_frame(frame) for frame in clip] for clip in eight_bit(frames)]
-        first = [frame for clip in grey for frame in clip[:-1]]
-        second = [frame for clip in grey for frame in clip[1:]]
+        flow = np.empty((len(first), 2, *first[0].shape), np.float32)
+
+        def fill(pair: int) -> None:
+            flow[pair] = self.flow_of_pair(first[pair], second[pair]).transpose(2, 0, 1)
+
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-            flow = np.stack(list(pool.map(self.flow_of_pair, first, second)))
-        pairs = torch.from_numpy(flow).permute(0, 3, 1, 2).contiguous()
-        return pairs.to(frames.device).unflatten(0, (frames.shape[0], frames.shape[1] - 1))
+            list(pool.map(fill, range(len(first))))
+        return flow
 
     @property
     def settings(self) -> dict[str, Any]:

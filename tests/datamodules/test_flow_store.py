@@ -89,6 +89,17 @@ def test_long_clips_are_estimated_in_parts_with_no_pair_lost(difference):
     assert np.allclose(flow, expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
+def test_an_estimator_that_sees_images_is_given_them_as_they_are():
+    class OfImages(nn.Module):
+        def flow_of_images(self, images):
+            return images[1:, ..., :2].transpose(0, 3, 1, 2).astype(np.float32)
+
+    frames = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
+    assert (estimate_clip(frames, OfImages()) == frames[1:, ..., :2].transpose(0, 3, 1, 2)).all()
+    with pytest.raises(ValueError, match="1 frame: flow needs two"):
+        estimate_clip(frames[:1], OfImages())
+
+
 class Precision(nn.Module):
     """Its flow tells how precise float32 is in the process that estimates: u of products, v of convolutions."""
 

@@ -47,6 +47,7 @@ def test_equals_a_bare_loop_over_opencv_exactly(algorithm):
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
         for t in range(2):
             np.testing.assert_array_equal(flow[b, t].permute(1, 2, 0).numpy(), bare(grey[t], grey[t + 1]))
+        np.testing.assert_array_equal(estimator().flow_of_images(clip), flow[b].numpy())
 
 
 @pytest.mark.parametrize("motion", [(3, -2), (-4, 1)])
