@@ -45,7 +45,7 @@ class AttackResult(NamedTuple):
     pair_forwards: Tensor
     """(E, B) int64: frame pairs whose flow was estimated for this, by victim and judge, the clean pass not included"""
     pair_backwards: Tensor
-    """(E, B) int64: frame pairs that a gradient went through, each with its graph, however often that is computed"""
+    """(E, B) int64: frame pairs that a gradient went through, with those that a retained graph had besides"""
     first_step: FirstStep | None
     """to be passed on to an attack that begins alike; None for an attack on all frames at once"""
 

@@ -12,6 +12,7 @@ from attacks.attack import Attack, WorkingSet, perturb
 from attacks.attack_result import FirstStep
 from attacks.clean_pass import CleanPass, check_saliency, frame_saliency
 from attacks.noise import stack_generator
+from attacks.pair_graphs import RetainedGraphs
 from attacks.victim import BatchedVictim
 
 Order = Literal["salient", "least-salient", "first-to-last", "random"]
@@ -32,9 +33,12 @@ class IterativeSaliency(Attack):
         batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a whole
             pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice.
+        retained_pairs: of `refresh`: most frame pairs whose graphs are retained from steps and gradients for later
+            gradients, beside the one at work; with 0 a gradient estimates its pairs again, in larger batches. Results
+            are the same.
 
     Raises:
-        ValueError: an unknown order.
+        ValueError: an unknown order; retained_pairs below 0, or without `refresh`.
     """
 
     dense = False
@@ -46,11 +50,18 @@ class IterativeSaliency(Attack):
         seed: int = 0,
         batch_size: int = 8,
         pairs_at_once: int | None = None,
+        retained_pairs: int = 0,
     ) -> None:
         super().__init__(batch_size, pairs_at_once)
         if order not in get_args(Order):
             raise ValueError(f"unknown order of frames {order!r}: choose {', '.join(get_args(Order))}")
+        if retained_pairs < 0 or (retained_pairs and not refresh):
+            raise ValueError(
+                f"retained_pairs is {retained_pairs}: at least 0, which retains none, and 0 without refresh, whose one "
+                "gradient is that of the clean pass"
+            )
         self.refresh = refresh
+        self.retained_pairs = retained_pairs
         self.order = order
         self.seed = seed
         self.name = "iterative-saliency-RG" if refresh else "iterative-saliency"
@@ -77,12 +88,16 @@ class IterativeSaliency(Attack):
         work.step_logits = work.logits.new_full((len(used), length, work.logits.shape[1]), torch.nan)
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
         changed = torch.zeros_like(used[active, 1:])
+        retained = RetainedGraphs(self.retained_pairs) if self.retained_pairs and victim.pairwise else None
 
         for step in range(length):
             if self.refresh and step > 0:
                 if victim is not judge and victim_flow is not None:  # a judge has seen the last frame in the check
-                    work.pair_forwards[active] += victim.update_flow(work.adversarial, victim_flow, active, changed)
-                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, priority)
+                    retain = None if retained is None else (retained, _keys(work, active, used))
+                    work.pair_forwards[active] += victim.update_flow(
+                        work.adversarial, victim_flow, active, changed, retain
+                    )
+                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, priority, retained)
             else:
                 stack = work.stack[active]
                 frame = _foremost(priority[stack], used[active])
@@ -93,10 +108,11 @@ class IterativeSaliency(Attack):
             work.frame_order[active, step] = frame
             used[active, frame] = True
             changed = _pairs_of(frame, length - 1)
+            retain = None if retained is None or judge is not victim else (retained, _keys(work, active, used))
             if step == 0:
-                self._first_check(work, judge, active, frame, changed)
+                self._first_check(work, judge, active, frame, changed, retain)
             else:
-                work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed)
+                work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed, retain)
                 work.logits[active] = judge.logits(work.adversarial, work.flow, active)
             work.step_logits[active, step] = work.logits[active]
             right = work.logits[active].argmax(1) == work.labels[active]
@@ -117,13 +133,19 @@ class IterativeSaliency(Attack):
         return torch.stack(shuffled).to(saliency)
 
     def _first_check(
-        self, work: WorkingSet, judge: BatchedVictim, active: Tensor, frame: Tensor, changed: Tensor
+        self,
+        work: WorkingSet,
+        judge: BatchedVictim,
+        active: Tensor,
+        frame: Tensor,
+        changed: Tensor,
+        retain: tuple[RetainedGraphs, Tensor] | None,
     ) -> None:
         """The judge's flow and logits after the first step: made, or taken from the attack that made it."""
         epsilon, shared = work.epsilon[active], work.first_step
         local, pair = changed.nonzero(as_tuple=True)
         if shared is None:
-            work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed)
+            work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed, retain)
             if len(active):
                 work.logits[active] = judge.logits(work.adversarial, work.flow, active)
             flow = None if work.flow is None else work.flow[active[local], pair]
@@ -146,35 +168,45 @@ class IterativeSaliency(Attack):
         active: Tensor,
         used: Tensor,
         priority: Tensor,
+        retained: RetainedGraphs | None,
     ) -> tuple[Tensor, Tensor]:
         """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames."""
+        keys = _keys(work, active, used)
         used = used[active]
         by_saliency = self.order in ("salient", "least-salient")
         if by_saliency:
             # Only unused frames are candidates: a pair of two used frames needs no gradient.
-            live = ~(used[:, :-1] & used[:, 1:])
+            live = keys >= 0
         else:
             frame = _foremost(priority[work.stack[active]], used)
             live = _pairs_of(frame, used.shape[1] - 1)
-        # A pair of clean frames is the same under every ε, and is estimated once for all of them.
-        row = torch.arange(len(active), device=active.device)
-        owner = torch.where(used[:, :-1] | used[:, 1:], len(work.stack) + row[:, None], work.stack[active, None])
-        same = owner * live.shape[1] + torch.arange(live.shape[1], device=active.device)
-        gradient, estimates = victim.refreshed_gradient(
-            work.adversarial[active], work.labels[active], None if flow is None else flow[active], live, same
+        gradient, forwards, backwards = victim.refreshed_gradient(
+            work.adversarial[active], work.labels[active], None if flow is None else flow[active], live, keys, retained
         )
-        work.pair_forwards[active] += estimates
-        work.pair_backwards[active] += live.sum(1) if victim.pairwise else live.shape[1]
+        work.pair_forwards[active] += forwards
+        work.pair_backwards[active] += backwards
         saliency = frame_saliency(gradient)
         check_saliency(saliency, work.stack[active], victim.name)
         if by_saliency:
             frame = _foremost(self._priority(saliency, gradient), used)
-        return frame, gradient[row, frame].sign()
+        return frame, gradient[torch.arange(len(active), device=active.device), frame].sign()
 
 
 def _foremost(priority: Tensor, used: Tensor) -> Tensor:
     """The frame (n,) of greatest priority (n, T) that is not used yet; the first of equals."""
     return priority.masked_fill(used, -torch.inf).argmax(1)
+
+
+def _keys(work: WorkingSet, active: Tensor, used: Tensor) -> Tensor:
+    """(n, T-1) equal for pairs of the active rows whose two frames are equal, -1 for pairs of two used frames.
+
+    A pair of clean frames is the same under every ε. One with a used frame is its row's own, and as long as the other
+    frame is clean it stays as it is.
+    """
+    first, second = used[active, :-1], used[active, 1:]
+    owner = torch.where(first | second, len(work.stack) + active[:, None], work.stack[active, None])
+    keys = owner * first.shape[1] + torch.arange(first.shape[1], device=active.device)
+    return keys.masked_fill(first & second, -1)
 
 
 def _pairs_of(frame: Tensor, pairs: int) -> Tensor:

@@ -56,10 +56,11 @@ class Record(NamedTuple):
     at video level"""
     pair_forwards: int = 0
     """frame pairs whose flow was estimated for this row, by white box and target; a step that several attacks share
-    counts in the first of them, a pair that several ε share in the smallest; 0 at video level, which follows from the
-    stacks"""
+    counts in the one that makes it, a pair that several ε share in the smallest; 0 at video level, which follows from
+    the stacks"""
     pair_backwards: int = 0
-    """frame pairs that a gradient went through for this row; the clean gradient counts in the white box's clean row"""
+    """frame pairs that a gradient went through for this row, with those that a retained graph had besides; the clean
+    gradient counts in the white box's clean row"""
     psnr: float | None = None
     """of the adversarial frames against the clean ones, as the three below, the fields of `Quality`; None where no
     frame was perturbed"""

@@ -13,7 +13,7 @@ from attacks.attack import Attack
 from attacks.victim import Victim
 from attacks.whole_file import write_whole
 
-UNDECIDING = {"batch_size", "pairs_at_once", "name", "begins"}
+UNDECIDING = {"batch_size", "pairs_at_once", "retained_pairs", "name", "begins"}
 """Options of an attack that do not change what it does, and what follows from the others."""
 
 

@@ -184,7 +184,12 @@ class Sweep:
                 made.results[name] = result
             if stopped.is_set():
                 break
-        return made
+        # As the settings have them, whichever was made first.
+        order = [CLEAN, *self.attacks]
+        return OnTarget(
+            {name: made.outcomes[name] for name in order if name in made.outcomes},
+            {name: made.results[name] for name in order if name in made.results},
+        )
 
     def _clean(self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass:
         gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
@@ -219,7 +224,8 @@ class Sweep:
         meter.count(f"clean/{target}", unperturbed)
         yield CLEAN, unperturbed
         first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
-        for name, attack in self.attacks.items():
+        # What retains graphs makes the first step, from which others need its outcome alone.
+        for name, attack in sorted(self.attacks.items(), key=lambda item: -item[1].retained_pairs):
             if black_box and name not in self.transfer:
                 continue
             with meter.clock(f"{name}/{target}"):

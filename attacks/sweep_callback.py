@@ -57,6 +57,9 @@ class SweepCallback(pl.Callback):
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient of the default attacks and of
             the clean pass; None keeps those of a whole pass. Of FlowNet2 at 256×320 a pair keeps 0.3 GB, the 80 of
             eight stacks 23 GB. With fewer, the clean pass estimates each pair twice. Results are the same.
+        retained_pairs: most frame pairs whose graphs the default iterative_saliency_rg retains for later gradients, in
+            the white box's thread and in that of each black box; 0 estimates the pairs again. Results are the same, the
+            pairs that they cost are fewer.
         examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
         realise: of how many clips the white box judges the attacked frames as 8-bit frames and video files, too
             (realisability.json); when None, of the examples. It needs 8-bit frames.
@@ -73,11 +76,12 @@ class SweepCallback(pl.Callback):
         system: str = "flownet2",
         batch_size: int = 8,
         pairs_at_once: int | None = None,
+        retained_pairs: int = 0,
         examples: int = 4,
         realise: int | None = None,
         output: Path | None = None,
     ) -> None:
-        attacks = default_attacks(batch_size, pairs_at_once) if attacks is None else attacks
+        attacks = default_attacks(batch_size, pairs_at_once, retained_pairs) if attacks is None else attacks
         self.targets = targets or {}
         self.sweep = Sweep(
             system=system,
@@ -203,14 +207,16 @@ class SweepCallback(pl.Callback):
         }
 
 
-def default_attacks(batch_size: int = 8, pairs_at_once: int | None = None) -> dict[str, Attack]:
+def default_attacks(
+    batch_size: int = 8, pairs_at_once: int | None = None, retained_pairs: int = 0
+) -> dict[str, Attack]:
     """The paper's three attacks and the controls: random signs, and the clean gradient's signs on the frames in other
     orders than that of saliency."""
     common: dict[str, Any] = {"batch_size": batch_size, "pairs_at_once": pairs_at_once}
     return {
         "one_shot": OneShot(**common),
         "iterative_saliency": IterativeSaliency(**common),
-        "iterative_saliency_rg": IterativeSaliency(refresh=True, **common),
+        "iterative_saliency_rg": IterativeSaliency(refresh=True, retained_pairs=retained_pairs, **common),
         "noise": Noise(batch_size=batch_size),
         "random_order": IterativeSaliency(order="random", **common),
         "first_to_last": IterativeSaliency(order="first-to-last", **common),

@@ -6,11 +6,14 @@ frames to logits works too, with a whole forward each time.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from attacks.pair_graphs import RETAINED_TOGETHER, Needed, PairGraph, RetainedGraphs
 
 
 class PairwiseVictim(Protocol):
@@ -87,15 +90,38 @@ class BatchedVictim:
         self.name = type(victim).__name__
         self.pairwise = all(callable(getattr(victim, method, None)) for method in ("estimate_flow", "classify"))
 
-    def update_flow(self, frames: Tensor, flow: Tensor | None, rows: Tensor, changed: Tensor) -> Tensor:
+    def update_flow(
+        self,
+        frames: Tensor,
+        flow: Tensor | None,
+        rows: Tensor,
+        changed: Tensor,
+        retain: tuple[RetainedGraphs, Tensor] | None = None,
+    ) -> Tensor:
         """Re-estimate, in place, the pairs of `rows` that are set in `changed` (n, T-1).
+
+        Args:
+            retain: where the graphs of the pairs go, and their keys (n, T-1), -1 for pairs that need no graph.
 
         Returns:
             The pairs that the next `logits` of each row cost (n,); a system without flow runs on all of its frames.
         """
         if flow is None:
             return torch.full_like(rows, changed.shape[1])
-        local, pair = changed.nonzero(as_tuple=True)
+        without = changed
+        if retain is not None:
+            retained, keys = retain
+            wanted, without = changed & (keys >= 0), changed & (keys < 0)
+            local, pair = wanted.nonzero(as_tuple=True)
+            # Rows with both pairs of their frame first: a graph of two is one row's, and is needed as long as that.
+            both_first = wanted.sum(1)[local].argsort(stable=True, descending=True)
+            local, pair = local[both_first], pair[both_first]
+            together = self._pairs_together(changed, retained)
+            for r, p, key in _together(together, rows[local], pair, keys[local, pair]):
+                graph = PairGraph(self._estimate, frames[r, p], frames[r, p + 1])
+                retained.keep(key, graph)
+                flow[r, p] = graph.flow.detach()
+        local, pair = without.nonzero(as_tuple=True)
         for r, p in _together(self.batch_size * changed.shape[1], rows[local], pair):
             flow[r, p] = self._estimate(frames[r, p], frames[r, p + 1])
         return changed.sum(1)
@@ -137,8 +163,14 @@ class BatchedVictim:
             return None if flow is None else flow.detach(), logits.detach(), gradient
 
     def refreshed_gradient(
-        self, frames: Tensor, labels: Tensor, flow: Tensor | None, live: Tensor, same: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        frames: Tensor,
+        labels: Tensor,
+        flow: Tensor | None,
+        live: Tensor,
+        keys: Tensor,
+        retained: RetainedGraphs | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient (n, T, 3, H, W) at frames (n, T, 3, H, W) whose flow (n, T-1, 2, H, W) is known.
 
         A pair is estimated again for its graph, once for all rows that have the same two frames, and differentiated
@@ -146,19 +178,22 @@ class BatchedVictim:
 
         Args:
             live: (n, T-1) bool, the pairs to differentiate through.
-            same: (n, T-1) int64, equal for pairs whose two frames are equal.
+            keys: (n, T-1) int64, equal for pairs whose two frames are equal.
+            retained: graphs of earlier estimates, which need not be made again; those made here are added.
 
         Returns:
-            Gradient, and the pairs estimated (n,), each counted in the first row that has it. A system without flow is
-            run as a whole, on T-1 pairs a row.
+            Gradient, the pairs estimated (n,), each counted in the first row that has it, and the pairs differentiated
+            (n,), with those that a retained graph has besides. A system without flow is run as a whole, on T-1 pairs a
+            row.
         """
         with self._differentiable():
             if flow is None:
                 chunks = zip(frames.split(self.batch_size), labels.split(self.batch_size), strict=True)
                 gradient = torch.cat([self.loss_gradient(*chunk)[2] for chunk in chunks])
-                return gradient, torch.full_like(labels, frames.shape[1] - 1)
+                pairs = torch.full_like(labels, frames.shape[1] - 1)
+                return gradient, pairs, pairs
             _, of_flow = self._flow_gradient(flow, labels)
-            return self._through_pairs(frames, of_flow, live, same)
+            return self._through_pairs(frames, of_flow, live, keys, retained)
 
     def _recomputed_gradient(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Forward without graph, then backward to the flow, then pair by pair to the frames."""
@@ -168,7 +203,7 @@ class BatchedVictim:
         flow = torch.cat(estimated).unflatten(0, (len(frames), -1))
         logits, of_flow = self._flow_gradient(flow, labels)
         every = torch.arange(len(first), device=frames.device).view(len(frames), -1)
-        gradient, _ = self._through_pairs(frames, of_flow, torch.ones_like(every, dtype=torch.bool), every)
+        gradient, _, _ = self._through_pairs(frames, of_flow, torch.ones_like(every, dtype=torch.bool), every)
         return flow, logits, gradient
 
     def _flow_gradient(self, flow: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,32 +218,66 @@ class BatchedVictim:
             logits.append(of_inputs.detach())
         return torch.cat(logits), torch.cat(gradients)
 
-    def _through_pairs(self, frames: Tensor, of_flow: Tensor, live: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    def _through_pairs(
+        self,
+        frames: Tensor,
+        of_flow: Tensor,
+        live: Tensor,
+        keys: Tensor,
+        retained: RetainedGraphs | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The chain rule from the gradient of flow to that of frames, with the graphs of few pairs at a time."""
         # On the indices of flat frames, gathering and adding are single passes over memory.
         flat = frames.flatten(0, 1)
         gradient = torch.zeros_like(flat)
         row, pair = live.nonzero(as_tuple=True)
         index = row * frames.shape[1] + pair
-        _, which, times = same[row, pair].unique(return_inverse=True, return_counts=True)
-        occurrences = which.argsort(stable=True)
+        needed, inverse, times = keys[row, pair].unique(return_inverse=True, return_counts=True)
+        occurrences = inverse.argsort(stable=True)
         start = times.cumsum(0) - times
-        for repeats in times.unique().tolist():
-            # A graph is walked whole: those that are walked equally often go together.
-            for starts in start[times == repeats].split(self.pairs_at_once or self.batch_size * live.shape[1]):
-                with torch.enable_grad():
-                    at = index[occurrences[starts]]
-                    pairs = flat[at].requires_grad_(), flat[at + 1].requires_grad_()
-                    estimated = self._estimate(*pairs)
-                for k in range(repeats):
-                    item = occurrences[starts + k]
-                    seed = of_flow[row[item], pair[item]].to(estimated.dtype)
-                    of_pairs = self._differentiate(estimated, pairs, seed, keep=k + 1 < repeats)
-                    # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
-                    for offset, of_frame in enumerate(of_pairs):
-                        gradient.index_add_(0, index[item] + offset, of_frame)
-        estimates = torch.bincount(row[occurrences[start]], minlength=len(frames))
-        return gradient.view_as(frames), estimates
+
+        held = [] if retained is None else retained.worth_walking(needed, times)
+        new = torch.ones_like(needed, dtype=torch.bool)
+        for _, _, which in held:
+            new[which] = False
+        forwards = torch.bincount(row[occurrences[start[new]]], minlength=len(frames))
+
+        def made() -> Iterator[Needed]:
+            # A graph is walked whole: pairs that are walked equally often go together.
+            for repeats in times[new].unique().tolist():
+                chosen = (new & (times == repeats)).nonzero().flatten()
+                for which in chosen.split(self._pairs_together(live, retained)):
+                    at = index[occurrences[start[which]]]
+                    graph = PairGraph(self._estimate, flat[at], flat[at + 1])
+                    if retained is not None:
+                        retained.keep(needed[which], graph)
+                    yield Needed(graph, torch.arange(len(which), device=at.device), which)
+
+        backwards = torch.zeros_like(forwards)
+        # What is popped lives on in `retained` alone, which may let it go for one that is made.
+        for graph, place, which in chain((held.pop() for _ in range(len(held))), made()):
+            walks = int(times[which].max())
+            for k in range(walks):
+                wanted = times[which] > k
+                item, at = occurrences[start[which[wanted]] + k], place[wanted]
+                whole = len(item) == len(graph)
+                seed = of_flow[row[item], pair[item]].to(graph.flow.dtype)
+                if not whole:
+                    seed = torch.zeros_like(graph.flow).index_copy(0, at, seed)
+                of_pairs = self._differentiate(
+                    graph.flow, graph.frames, seed, keep=retained is not None or k + 1 < walks
+                )
+                # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
+                for offset, of_frame in enumerate(of_pairs):
+                    gradient.index_add_(0, index[item] + offset, of_frame if whole else of_frame[at])
+                backwards += torch.bincount(row[item], minlength=len(frames))
+                backwards[row[item[0]]] += len(graph) - len(item)
+        return gradient.view_as(frames), forwards, backwards
+
+    def _pairs_together(self, pairs: Tensor, retained: RetainedGraphs | None) -> int:
+        """Most pairs in one graph, of stacks with `pairs` (n, T-1)."""
+        most = self.pairs_at_once or self.batch_size * pairs.shape[1]
+        return most if retained is None else min(most, RETAINED_TOGETHER, retained.most)
 
     def _differentiate(
         self, value: Tensor, inputs: tuple[Tensor, ...], seed: Tensor | None = None, *, keep: bool = False

@@ -33,6 +33,7 @@ def cases(draw):
         "order": draw(st.sampled_from(get_args(Order))),
         "batch_size": draw(st.sampled_from((1, 2, 3, 100))),
         "pairs_at_once": draw(st.sampled_from((None, 1, 4, 7))),
+        "retained_pairs": draw(st.sampled_from((0, 3, 8, 1000))),
     }
 
 
@@ -52,7 +53,8 @@ def test_random_systems_stacks_and_options(case, system, plain, stacks, assert_e
     attack, mode, orders = OneShot(**options), "one-shot", None
     if case["attack"] != "one-shot":
         refresh = case["attack"] == "iterative-saliency-RG"
-        attack = IterativeSaliency(refresh, case["order"], seed=case["seed"], **options)
+        retained = case["retained_pairs"] if refresh else 0
+        attack = IterativeSaliency(refresh, case["order"], seed=case["seed"], retained_pairs=retained, **options)
         mode = f"{case['attack']} ({case['order']})"
         if case["order"] == "random":
             orders = whole_orders(attack, victim, frames, labels)
@@ -84,7 +86,15 @@ def whole_orders(attack, victim, frames, labels):
     return attack(victim, frames, torch.zeros_like(labels), (1e-9,), stop_on=never).frame_order[0].tolist()
 
 
-@pytest.mark.parametrize("attack", [OneShot(), IterativeSaliency(), IterativeSaliency(refresh=True, pairs_at_once=7)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        OneShot(),
+        IterativeSaliency(),
+        IterativeSaliency(refresh=True, pairs_at_once=7),
+        IterativeSaliency(refresh=True, retained_pairs=100),
+    ],
+)
 def test_a_real_system(attack, assert_equals_reference):
     """FlowNet2-S of an eighth of its width and ResNet-18, eleven frames."""
     with torch.random.fork_rng():

@@ -61,6 +61,28 @@ def test_one_row_for_each_level_stack_attack_target_and_epsilon(swept: VideoSwee
     }
 
 
+def test_retained_graphs_change_the_costs_alone(swept: VideoSweep, video: Tensor, white_box: torch.nn.Module) -> None:
+    """Rows, their order and results; the attack that retains graphs makes the shared first step."""
+    retaining = make_sweep(attacks=default_attacks(retained_pairs=1000)).video(
+        white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00", keep_example=True
+    )
+    assert swept.example is not None and retaining.example is not None
+    assert list(retaining.example.adversarial) == list(swept.example.adversarial)
+    costs = ("pair_forwards", "pair_backwards", "seconds")
+    one, other = (
+        [{key: value for key, value in record._asdict().items() if key not in costs} for record in sweep.records]
+        for sweep in (swept, retaining)
+    )
+    assert one == other
+    before, now = (sweep.costs["iterative_saliency_rg/tvl1"].pair_forwards for sweep in (swept, retaining))
+    assert now < before
+    before, now = (
+        sum(sweep.costs[f"iterative_saliency{rg}/flownet2"].pair_forwards for rg in ("", "_rg"))
+        for sweep in (swept, retaining)
+    )
+    assert now < before
+
+
 @pytest.mark.parametrize("target", ["flownet2", "tvl1"])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_are_what_the_attack_alone_gives(

@@ -63,7 +63,8 @@ def test_only_live_pairs_are_estimated_and_their_frames_have_the_whole_gradient(
     victim.pairs = victim.pairs_differentiated = 0
     with under_attack(victim):
         batched = BatchedVictim(victim, 8, pairs_at_once)
-        gradient, estimates = batched.refreshed_gradient(frames, labels, clean.flow, live, same)
+        gradient, estimates, walked = batched.refreshed_gradient(frames, labels, clean.flow, live, same)
+    assert torch.equal(walked, live.sum(1))
     different = set(same[live].tolist())
     assert victim.pairs == len(different) == int(estimates.sum()) < int(live.sum())
     assert victim.pairs_differentiated == int(live.sum())

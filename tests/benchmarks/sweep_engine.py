@@ -141,19 +141,24 @@ def plainly(system: nn.Module, frames: Tensor, labels: Tensor, epsilons: tuple[f
 class Engine:
     """The attacks as the sweep calls them: one clean pass, one first step."""
 
-    def __init__(self, batch_size: int, pairs_at_once: int | None) -> None:
+    def __init__(self, batch_size: int, pairs_at_once: int | None, retained_pairs: int) -> None:
         self.options = {"batch_size": batch_size, "pairs_at_once": pairs_at_once}
+        self.retained_pairs = retained_pairs
         self.results = {}
 
     def __call__(self, system: nn.Module, frames: Tensor, labels: Tensor, epsilons: tuple[float, ...]) -> dict:
         clean = clean_pass(system, frames, labels, **self.options)
-        attacks = OneShot(**self.options), IterativeSaliency(**self.options), IterativeSaliency(True, **self.options)
+        attacks = {
+            "one_shot": OneShot(**self.options),
+            "iterative_saliency": IterativeSaliency(**self.options),
+            "iterative_saliency_refresh": IterativeSaliency(True, retained_pairs=self.retained_pairs, **self.options),
+        }
         first_step = None
-        for method, attack in zip(ATTACKS, attacks, strict=True):
+        for method, attack in sorted(attacks.items(), key=lambda item: -item[1].retained_pairs):
             result = attack(
                 system, frames, labels, epsilons, clean=clean, first_step=first_step if attack.begins else None
             )
-            first_step = result.first_step
+            first_step = result.first_step or first_step
             self.results[method] = result
         return {method: result.adversarial for method, result in self.results.items()}
 
@@ -186,7 +191,7 @@ def whole_sweep(
         labels = system(frames).argmax(1)
     counter = system.estimator
     counter.read()
-    engine = Engine(options.batch_size, options.pairs_at_once)
+    engine = Engine(options.batch_size, options.pairs_at_once, options.retained_pairs)
     contenders = {"toolbox": by_toolbox, "plain": plainly, "engine": engine}
     made, counts, processor = {}, {}, {}
 
@@ -259,6 +264,9 @@ def main() -> None:
     parser.add_argument("--epsilons", type=float, nargs="+")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs-at-once", type=int)
+    parser.add_argument(
+        "--retained-pairs", type=int, default=0, help="with --pairs-at-once 2 to 4, or graphs are walked for few"
+    )
     parser.add_argument("--without", nargs="*", default=[], choices=("toolbox", "plain"), help="leave these out")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
