@@ -225,9 +225,13 @@ def whole_sweep(
     print(f"{total / (forwards + backwards):.3f} without, backwards alone {counts['engine'][1] / backwards:.3f}")
     for name in alternatives:
         if name != "engine":
-            apart = [(made[name][m] - made["engine"][m]).abs().flatten(2).amax(2) > 1e-6 for m in ATTACKS]
-            different, of = sum(int(a.sum()) for a in apart), sum(a.numel() for a in apart)
-            print(f"adversarial stacks that differ from {name}'s: {different} of {of}")
+            # Where batches differ, kernels round differently, and a gradient next to zero may change its sign.
+            apart = [((made[name][m] - made["engine"][m]).abs() > 1e-6).double().flatten(2).mean(2) for m in ATTACKS]
+            shares = torch.stack(apart)
+            print(
+                f"adversarial stacks that differ from {name}'s: {int((shares > 0).sum())} of {shares.numel()}", end=""
+            )
+            print(f", the most in {shares.max().item():.4%} of their values")
 
 
 def against_the_networks(system: ModelUnderAttack, frames: Tensor, options: argparse.Namespace) -> None:
@@ -260,7 +264,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop", type=int)
     parser.add_argument("--width", type=float, default=1.0, help="share of the flow network's published channel counts")
-    parser.add_argument("--stacks", type=int, default=8 if torch.cuda.is_available() else 2)
+    parser.add_argument("--stacks", type=int, default=8 if torch.cuda.is_available() else 4)
     parser.add_argument("--epsilons", type=float, nargs="+")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs-at-once", type=int)
