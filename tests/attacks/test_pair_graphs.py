@@ -1,6 +1,5 @@
 """Retained graphs: what they save, what they cost, and how many there are."""
 
-import gc
 import weakref
 from typing import get_args
 
@@ -79,7 +78,6 @@ def test_at_most_so_many_pairs_are_retained(most, monkeypatch, system, stacks):
         def __init__(self, *args) -> None:
             nonlocal highest
             super().__init__(*args)
-            gc.collect()
             highest = max(highest, sum(map(len, alive)))  # without this one, which is at work
             alive.add(self)
 
@@ -89,7 +87,6 @@ def test_at_most_so_many_pairs_are_retained(most, monkeypatch, system, stacks):
     highest = 0
     result, *_ = attack(system, stacks, 0, False, retained_pairs=most)
     assert torch.equal(result.adversarial, anew.adversarial)
-    gc.collect()
     assert not sum(map(len, alive)), "the call's end lets all go"
     assert highest <= most + RETAINED_TOGETHER  # the graph walked last may be at hand until the next one is
     assert highest >= min(most, 20) - 1 and highest > 0
