@@ -93,7 +93,7 @@ class IterativeSaliency(Attack):
         for step in range(length):
             if self.refresh and step > 0:
                 if victim is not judge and victim_flow is not None:  # a judge has seen the last frame in the check
-                    retain = None if retained is None else (retained, _keys(work, active, used))
+                    retain = _retaining(retained, work, active, used)
                     work.pair_forwards[active] += victim.update_flow(
                         work.adversarial, victim_flow, active, changed, retain
                     )
@@ -108,7 +108,7 @@ class IterativeSaliency(Attack):
             work.frame_order[active, step] = frame
             used[active, frame] = True
             changed = _pairs_of(frame, length - 1)
-            retain = None if retained is None or judge is not victim else (retained, _keys(work, active, used))
+            retain = _retaining(retained if judge is victim else None, work, active, used)
             if step == 0:
                 self._first_check(work, judge, active, frame, changed, retain)
             else:
@@ -207,6 +207,13 @@ def _keys(work: WorkingSet, active: Tensor, used: Tensor) -> Tensor:
     owner = torch.where(first | second, len(work.stack) + active[:, None], work.stack[active, None])
     keys = owner * first.shape[1] + torch.arange(first.shape[1], device=active.device)
     return keys.masked_fill(first & second, -1)
+
+
+def _retaining(
+    retained: RetainedGraphs | None, work: WorkingSet, active: Tensor, used: Tensor
+) -> tuple[RetainedGraphs, Tensor] | None:
+    """Where the graphs of the active rows' pairs go, and their keys (n, T-1)."""
+    return None if retained is None else (retained, _keys(work, active, used))
 
 
 def _pairs_of(frame: Tensor, pairs: int) -> Tensor:
