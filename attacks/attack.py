@@ -71,9 +71,9 @@ class Attack(ABC):
     needs_gradient: ClassVar[bool] = True
     begins: str | None = None
     """Attacks of which this is the same share their first step; None for an attack on all frames at once."""
-    retained_pairs: int = 0
-    """Frame pairs whose graphs it retains. A sweep makes such attacks first: a first step that is shared comes without
-    graphs."""
+    retained_pairs: int | None = 0
+    """Frame pairs that it retains for its gradients. A sweep makes attacks with any first: of a first step that is
+    shared they would have none."""
 
     def __init__(self, batch_size: int = 8, pairs_at_once: int | None = None) -> None:
         for option, value in (("batch_size", batch_size), ("pairs_at_once", pairs_at_once)):

@@ -12,7 +12,7 @@ from attacks.attack import Attack, WorkingSet, perturb
 from attacks.attack_result import FirstStep
 from attacks.clean_pass import CleanPass, check_saliency, frame_saliency
 from attacks.noise import stack_generator
-from attacks.pair_graphs import RetainedGraphs
+from attacks.retained_pairs import RetainedPairs
 from attacks.victim import BatchedVictim
 
 Order = Literal["salient", "least-salient", "first-to-last", "random"]
@@ -33,12 +33,12 @@ class IterativeSaliency(Attack):
         batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a whole
             pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice.
-        retained_pairs: of `refresh`: most frame pairs whose graphs are retained from steps and gradients for later
-            gradients, beside the one at work; with 0 a gradient estimates its pairs again, in larger batches. Results
-            are the same.
+        retained_pairs: of `refresh`: most frame pairs of which the outputs of the convolutions are retained from steps
+            for the gradients after them, which need not estimate them again; None retains as many as may have their
+            graphs in memory (`pairs_at_once`), 0 none. Results are the same.
 
     Raises:
-        ValueError: an unknown order; retained_pairs below 0, or without `refresh`.
+        ValueError: an unknown order; retained_pairs below 0, or given without `refresh`.
     """
 
     dense = False
@@ -50,18 +50,18 @@ class IterativeSaliency(Attack):
         seed: int = 0,
         batch_size: int = 8,
         pairs_at_once: int | None = None,
-        retained_pairs: int = 0,
+        retained_pairs: int | None = None,
     ) -> None:
         super().__init__(batch_size, pairs_at_once)
         if order not in get_args(Order):
             raise ValueError(f"unknown order of frames {order!r}: choose {', '.join(get_args(Order))}")
-        if retained_pairs < 0 or (retained_pairs and not refresh):
+        if retained_pairs is not None and (retained_pairs < 0 or (retained_pairs and not refresh)):
             raise ValueError(
                 f"retained_pairs is {retained_pairs}: at least 0, which retains none, and 0 without refresh, whose one "
                 "gradient is that of the clean pass"
             )
         self.refresh = refresh
-        self.retained_pairs = retained_pairs
+        self.retained_pairs = retained_pairs if refresh else 0
         self.order = order
         self.seed = seed
         self.name = "iterative-saliency-RG" if refresh else "iterative-saliency"
@@ -88,7 +88,7 @@ class IterativeSaliency(Attack):
         work.step_logits = work.logits.new_full((len(used), length, work.logits.shape[1]), torch.nan)
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
         changed = torch.zeros_like(used[active, 1:])
-        retained = RetainedGraphs(self.retained_pairs) if self.retained_pairs and victim.pairwise else None
+        retained = self._retained(work, length) if victim.pairwise else None
 
         for step in range(length):
             if self.refresh and step > 0:
@@ -120,6 +120,13 @@ class IterativeSaliency(Attack):
             if not len(active):
                 return
 
+    def _retained(self, work: WorkingSet, length: int) -> RetainedPairs | None:
+        in_memory = self.pairs_at_once or self.batch_size * (length - 1)
+        pairs = in_memory if self.retained_pairs is None else self.retained_pairs
+        # More there are not: those of all rows, and of all clean stacks.
+        most = (len(work.stack) + int(work.stack.max()) + 1) * (length - 1)
+        return RetainedPairs(min(pairs, most)) if pairs else None
+
     def _priority(self, saliency: Tensor, frames: Tensor) -> Tensor:
         """(n, T): of the frames that are left, the one with the greatest comes next; the first of equals."""
         if self.order == "salient":
@@ -139,7 +146,7 @@ class IterativeSaliency(Attack):
         active: Tensor,
         frame: Tensor,
         changed: Tensor,
-        retain: tuple[RetainedGraphs, Tensor] | None,
+        retain: tuple[RetainedPairs, Tensor] | None,
     ) -> None:
         """The judge's flow and logits after the first step: made, or taken from the attack that made it."""
         epsilon, shared = work.epsilon[active], work.first_step
@@ -168,10 +175,12 @@ class IterativeSaliency(Attack):
         active: Tensor,
         used: Tensor,
         priority: Tensor,
-        retained: RetainedGraphs | None,
+        retained: RetainedPairs | None,
     ) -> tuple[Tensor, Tensor]:
         """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames."""
         keys = _keys(work, active, used)
+        if retained is not None:
+            retained.drop_all_but(keys)
         used = used[active]
         by_saliency = self.order in ("salient", "least-salient")
         if by_saliency:
@@ -210,9 +219,9 @@ def _keys(work: WorkingSet, active: Tensor, used: Tensor) -> Tensor:
 
 
 def _retaining(
-    retained: RetainedGraphs | None, work: WorkingSet, active: Tensor, used: Tensor
-) -> tuple[RetainedGraphs, Tensor] | None:
-    """Where the graphs of the active rows' pairs go, and their keys (n, T-1)."""
+    retained: RetainedPairs | None, work: WorkingSet, active: Tensor, used: Tensor
+) -> tuple[RetainedPairs, Tensor] | None:
+    """Where the active rows' pairs are retained, and their keys (n, T-1)."""
     return None if retained is None else (retained, _keys(work, active, used))
 
 

@@ -224,8 +224,8 @@ class Sweep:
         meter.count(f"clean/{target}", unperturbed)
         yield CLEAN, unperturbed
         first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
-        # What retains graphs makes the first step, from which others need its outcome alone.
-        for name, attack in sorted(self.attacks.items(), key=lambda item: -item[1].retained_pairs):
+        # What retains pairs makes the first step, of which others need the outcome alone.
+        for name, attack in sorted(self.attacks.items(), key=lambda item: item[1].retained_pairs == 0):
             if black_box and name not in self.transfer:
                 continue
             with meter.clock(f"{name}/{target}"):

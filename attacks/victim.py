@@ -6,14 +6,14 @@ frames to logits works too, with a whole forward each time.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attacks.pair_graphs import RETAINED_TOGETHER, Needed, PairGraph, RetainedGraphs
+from attacks.retained_pairs import PairGraph, RetainedPairs
 
 
 class PairwiseVictim(Protocol):
@@ -96,34 +96,22 @@ class BatchedVictim:
         flow: Tensor | None,
         rows: Tensor,
         changed: Tensor,
-        retain: tuple[RetainedGraphs, Tensor] | None = None,
+        retain: tuple[RetainedPairs, Tensor] | None = None,
     ) -> Tensor:
         """Re-estimate, in place, the pairs of `rows` that are set in `changed` (n, T-1).
 
         Args:
-            retain: where the graphs of the pairs go, and their keys (n, T-1), -1 for pairs that need no graph.
+            retain: where pairs are retained, and their keys (n, T-1), -1 for those that no gradient will need.
 
         Returns:
             The pairs that the next `logits` of each row cost (n,); a system without flow runs on all of its frames.
         """
         if flow is None:
             return torch.full_like(rows, changed.shape[1])
-        without = changed
-        if retain is not None:
-            retained, keys = retain
-            wanted, without = changed & (keys >= 0), changed & (keys < 0)
-            local, pair = wanted.nonzero(as_tuple=True)
-            # Rows with both pairs of their frame first: a graph of two is one row's, and is needed as long as that.
-            both_first = wanted.sum(1)[local].argsort(stable=True, descending=True)
-            local, pair = local[both_first], pair[both_first]
-            together = self._pairs_together(changed, retained)
-            for r, p, key in _together(together, rows[local], pair, keys[local, pair]):
-                graph = PairGraph(self._estimate, frames[r, p], frames[r, p + 1])
-                retained.keep(key, graph)
-                flow[r, p] = graph.flow.detach()
-        local, pair = without.nonzero(as_tuple=True)
-        for r, p in _together(self.batch_size * changed.shape[1], rows[local], pair):
-            flow[r, p] = self._estimate(frames[r, p], frames[r, p + 1])
+        local, pair = changed.nonzero(as_tuple=True)
+        of_pairs = torch.full_like(pair, -1) if retain is None else retain[1][local, pair]
+        for r, p, keys in _together(self.batch_size * changed.shape[1], rows[local], pair, of_pairs):
+            flow[r, p] = self._estimate_and_retain(frames[r, p], frames[r, p + 1], keys, retain and retain[0])
         return changed.sum(1)
 
     def logits(self, frames: Tensor, flow: Tensor | None, rows: Tensor) -> Tensor:
@@ -169,22 +157,21 @@ class BatchedVictim:
         flow: Tensor | None,
         live: Tensor,
         keys: Tensor,
-        retained: RetainedGraphs | None = None,
+        retained: RetainedPairs | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient (n, T, 3, H, W) at frames (n, T, 3, H, W) whose flow (n, T-1, 2, H, W) is known.
 
-        A pair is estimated again for its graph, once for all rows that have the same two frames, and differentiated
-        for each of them. A frame's gradient is complete only where all its pairs are live.
+        A pair that is not retained is estimated again for its graph, once for all rows that have the same two frames,
+        and differentiated for each of them. A frame's gradient is complete only where all its pairs are live.
 
         Args:
             live: (n, T-1) bool, the pairs to differentiate through.
             keys: (n, T-1) int64, equal for pairs whose two frames are equal.
-            retained: graphs of earlier estimates, which need not be made again; those made here are added.
+            retained: pairs of earlier estimates, which need not be made again; those made here are added.
 
         Returns:
             Gradient, the pairs estimated (n,), each counted in the first row that has it, and the pairs differentiated
-            (n,), with those that a retained graph has besides. A system without flow is run as a whole, on T-1 pairs a
-            row.
+            (n,). A system without flow is run as a whole, on T-1 pairs a row.
         """
         with self._differentiable():
             if flow is None:
@@ -224,7 +211,7 @@ class BatchedVictim:
         of_flow: Tensor,
         live: Tensor,
         keys: Tensor,
-        retained: RetainedGraphs | None = None,
+        retained: RetainedPairs | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The chain rule from the gradient of flow to that of frames, with the graphs of few pairs at a time."""
         # On the indices of flat frames, gathering and adding are single passes over memory.
@@ -235,49 +222,36 @@ class BatchedVictim:
         needed, inverse, times = keys[row, pair].unique(return_inverse=True, return_counts=True)
         occurrences = inverse.argsort(stable=True)
         start = times.cumsum(0) - times
+        known = torch.zeros_like(needed, dtype=torch.bool) if retained is None else retained.has(needed)
+        forwards = torch.bincount(row[occurrences[start[~known]]], minlength=len(frames))
 
-        held = [] if retained is None else retained.worth_walking(needed, times)
-        new = torch.ones_like(needed, dtype=torch.bool)
-        for _, _, which in held:
-            new[which] = False
-        forwards = torch.bincount(row[occurrences[start[new]]], minlength=len(frames))
+        # A graph is walked whole: pairs that are walked equally often go together. First those that are retained, which
+        # others may replace.
+        for is_new, repeats in torch.stack((~known, times), 1).unique(dim=0).tolist():
+            chosen = ((times == repeats) & (known != is_new)).nonzero().flatten()
+            for which in chosen.split(self.pairs_at_once or self.batch_size * live.shape[1]):
+                at = index[occurrences[start[which]]]
+                pairs = flat[at], flat[at + 1]
+                if is_new or retained is None:
+                    graph = PairGraph(partial(self._estimate_and_retain, keys=needed[which], retained=retained), *pairs)
+                else:
+                    graph = retained.graph(self._estimate, *pairs, needed[which])
+                for k in range(repeats):
+                    item = occurrences[start[which] + k]
+                    seed = of_flow[row[item], pair[item]].to(graph.flow.dtype)
+                    of_pairs = self._differentiate(graph.flow, graph.frames, seed, keep=k + 1 < repeats)
+                    # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
+                    for offset, of_frame in enumerate(of_pairs):
+                        gradient.index_add_(0, index[item] + offset, of_frame)
+                del graph  # before the next one is made
+        return gradient.view_as(frames), forwards, live.sum(1)
 
-        def made() -> Iterator[Needed]:
-            # A graph is walked whole: pairs that are walked equally often go together.
-            for repeats in times[new].unique().tolist():
-                chosen = (new & (times == repeats)).nonzero().flatten()
-                for which in chosen.split(self._pairs_together(live, retained)):
-                    at = index[occurrences[start[which]]]
-                    graph = PairGraph(self._estimate, flat[at], flat[at + 1])
-                    if retained is not None:
-                        retained.keep(needed[which], graph)
-                    yield Needed(graph, torch.arange(len(which), device=at.device), which)
-
-        backwards = torch.zeros_like(forwards)
-        # What is popped lives on in `retained` alone, which may let it go for one that is made.
-        for graph, place, which in chain((held.pop() for _ in range(len(held))), made()):
-            walks = int(times[which].max())
-            for k in range(walks):
-                wanted = times[which] > k
-                item, at = occurrences[start[which[wanted]] + k], place[wanted]
-                whole = len(item) == len(graph)
-                seed = of_flow[row[item], pair[item]].to(graph.flow.dtype)
-                if not whole:
-                    seed = torch.zeros_like(graph.flow).index_copy(0, at, seed)
-                of_pairs = self._differentiate(
-                    graph.flow, graph.frames, seed, keep=retained is not None or k + 1 < walks
-                )
-                # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
-                for offset, of_frame in enumerate(of_pairs):
-                    gradient.index_add_(0, index[item] + offset, of_frame if whole else of_frame[at])
-                backwards += torch.bincount(row[item], minlength=len(frames))
-                backwards[row[item[0]]] += len(graph) - len(item)
-        return gradient.view_as(frames), forwards, backwards
-
-    def _pairs_together(self, pairs: Tensor, retained: RetainedGraphs | None) -> int:
-        """Most pairs in one graph, of stacks with `pairs` (n, T-1)."""
-        most = self.pairs_at_once or self.batch_size * pairs.shape[1]
-        return most if retained is None else min(most, RETAINED_TOGETHER, retained.most)
+    def _estimate_and_retain(
+        self, first: Tensor, second: Tensor, keys: Tensor, retained: RetainedPairs | None
+    ) -> Tensor:
+        if retained is None:
+            return self._estimate(first, second)
+        return retained.estimate(self._estimate, first, second, keys)
 
     def _differentiate(
         self, value: Tensor, inputs: tuple[Tensor, ...], seed: Tensor | None = None, *, keep: bool = False

@@ -1,11 +1,13 @@
 """Small random systems to attack, and the paper's plain algorithms: one stack at a time, whole forwards."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CLASSES = 4
 LENGTH = 6
@@ -68,6 +70,32 @@ class ToySystem(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         pairs = [self.estimate_flow(frames[:, n], frames[:, n + 1]) for n in range(frames.shape[1] - 1)]
         return self.classify(torch.stack(pairs, 1))
+
+
+class Computed(TorchDispatchMode):
+    """Counts the pairs whose flow the convolutions really compute, and those that they lead a gradient back through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards: Counter[int] = Counter()
+        self.backwards: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.forwards[args[1].data_ptr()] += len(args[0])
+        if func is torch.ops.aten.convolution_backward.default:
+            self.backwards[args[2].data_ptr()] += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+    def of(self, system: ToySystem) -> tuple[int, int]:
+        """Forwards and backwards of a system, the same for each of its convolutions."""
+        pairs = {
+            (self.forwards[layer.weight.data_ptr()], self.backwards[layer.weight.data_ptr()])
+            for layer in system.flow
+            if isinstance(layer, nn.Conv2d)
+        }
+        (counts,) = pairs
+        return counts
 
 
 class BlackBox(ToySystem):
@@ -184,6 +212,11 @@ def system() -> Callable[..., ToySystem]:
         return made.to(dtype)
 
     return make
+
+
+@pytest.fixture
+def computed() -> type[Computed]:
+    return Computed
 
 
 @pytest.fixture

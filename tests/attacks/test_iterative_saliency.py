@@ -117,7 +117,8 @@ def test_runs_only_the_pairs_that_it_must(refresh, transfer, system, stacks):
     count, length = frames.shape[:2]
     for counted in (victim, judge):
         counted.pairs = counted.pairs_differentiated = 0
-    result = IterativeSaliency(refresh)(victim, frames, labels, EPSILONS, stop_on=judge if transfer else None)
+    attack = IterativeSaliency(refresh, retained_pairs=0)
+    result = attack(victim, frames, labels, EPSILONS, stop_on=judge if transfer else None)
 
     checks = updates = backwards = 0
     estimates = set()  # (step, stack, pair, ε of a pair that is not clean)
@@ -222,7 +223,7 @@ def test_a_shared_first_step_changes_the_cost_alone(order, kind, system, plain, 
     judge = system(1, "black box") if kind == "transfer" else None
     frames, labels = stacks(judge or toy, 1)
     once = IterativeSaliency(order=order)(victim, frames, labels, EPSILONS, stop_on=judge)
-    refresh = IterativeSaliency(refresh=True, order=order)
+    refresh = IterativeSaliency(refresh=True, order=order, retained_pairs=0)
     alone = refresh(victim, frames, labels, EPSILONS, stop_on=judge)
     (judge or toy).pairs = 0
     shared = refresh(victim, frames, labels, EPSILONS, stop_on=judge, first_step=once.first_step)

@@ -52,7 +52,8 @@ class ToyFlow(nn.Module):
         return torch.cat([(xy * yt - yy * xt) / determinant, (xy * xt - xx * yt) / determinant], 1)
 
     def _mean(self, values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, self.window, 1, self.window // 2)
+        box = values.new_full((1, 1, self.window, self.window), 1 / self.window**2)
+        return F.conv2d(values, box, padding=self.window // 2)
 
 
 class ToySystem(pl.LightningModule):

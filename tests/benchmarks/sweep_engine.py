@@ -11,12 +11,14 @@ The networks have random weights. Their two classes are as far apart as makes th
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from side_by_side import median_ratio, side_by_side
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacks.clean_pass import clean_pass
 from attacks.iterative_saliency import IterativeSaliency
@@ -26,38 +28,30 @@ from lightning_modules.classifiers.resnet import ResNet
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.model_under_attack import ModelUnderAttack
 
+aten = torch.ops.aten
 LENGTH = 11
 ATTACKS = {"one_shot": "one-shot", "iterative_saliency": "it-sal", "iterative_saliency_refresh": "it-sal-RG"}
 """The toolbox's names, and short ones."""
 
 
-class Counting(nn.Module):
-    """A flow estimator that counts the pairs which it estimates, and those that a gradient goes through."""
-
-    differentiable = True
+class Counting(TorchDispatchMode):
+    """Counts the frame pairs for which the flow network's last convolution is computed, and its gradient."""
 
     def __init__(self, estimator: nn.Module) -> None:
         super().__init__()
-        self.estimator = estimator
+        self.weight = [m for m in estimator.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))][-1].weight
         self.forwards = self.backwards = 0
 
-    def forward(self, frames: Tensor) -> Tensor:
-        flow = self.estimator(frames)
-        self.forwards += flow.shape[0] * flow.shape[1]
-        if flow.requires_grad:
-            flow.register_hook(self._count)
-        return flow
-
-    def _count(self, gradient: Tensor) -> None:
-        self.backwards += gradient.shape[0] * gradient.shape[1]
-
-    def read(self) -> tuple[int, int]:
-        counts, self.forwards, self.backwards = (self.forwards, self.backwards), 0, 0
-        return counts
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.convolution.default and args[1].data_ptr() == self.weight.data_ptr():
+            self.forwards += len(args[0])
+        if func is aten.convolution_backward.default and args[2].data_ptr() == self.weight.data_ptr():
+            self.backwards += len(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def make_system(variant: str, width: float, depth: int, crop: int) -> ModelUnderAttack:
-    estimator = Counting(FlowNet2Estimator(variant=variant, width=width))
+    estimator = FlowNet2Estimator(variant=variant, width=width)
     return ModelUnderAttack(estimator=estimator, classifier=ResNet(depth=depth, num_classes=2), crop=crop)
 
 
@@ -141,7 +135,7 @@ def plainly(system: nn.Module, frames: Tensor, labels: Tensor, epsilons: tuple[f
 class Engine:
     """The attacks as the sweep calls them: one clean pass, one first step."""
 
-    def __init__(self, batch_size: int, pairs_at_once: int | None, retained_pairs: int) -> None:
+    def __init__(self, batch_size: int, pairs_at_once: int | None, retained_pairs: int | None) -> None:
         self.options = {"batch_size": batch_size, "pairs_at_once": pairs_at_once}
         self.retained_pairs = retained_pairs
         self.results = {}
@@ -154,7 +148,7 @@ class Engine:
             "iterative_saliency_refresh": IterativeSaliency(True, retained_pairs=self.retained_pairs, **self.options),
         }
         first_step = None
-        for method, attack in sorted(attacks.items(), key=lambda item: -item[1].retained_pairs):
+        for method, attack in sorted(attacks.items(), key=lambda item: item[1].retained_pairs == 0):
             result = attack(
                 system, frames, labels, epsilons, clean=clean, first_step=first_step if attack.begins else None
             )
@@ -189,18 +183,16 @@ def whole_sweep(
 ) -> None:
     with torch.no_grad():
         labels = system(frames).argmax(1)
-    counter = system.estimator
-    counter.read()
     engine = Engine(options.batch_size, options.pairs_at_once, options.retained_pairs)
     contenders = {"toolbox": by_toolbox, "plain": plainly, "engine": engine}
     made, counts, processor = {}, {}, {}
 
     def run(name: str) -> None:
-        counter.read()
         start = time.process_time()
-        made[name] = contenders[name](system, frames, labels, epsilons)
+        with Counting(system.estimator) as counter:
+            made[name] = contenders[name](system, frames, labels, epsilons)
         processor[name] = time.process_time() - start
-        counts[name] = counter.read()
+        counts[name] = counter.forwards, counter.backwards
 
     alternatives = {name: (lambda name=name: run(name)) for name in contenders if name not in options.without}
     seconds = side_by_side(alternatives, rounds=options.rounds, warm_up=0)
@@ -243,7 +235,7 @@ def against_the_networks(system: ModelUnderAttack, frames: Tensor, options: argp
 
     def bare() -> None:
         inputs = frames.clone().requires_grad_()
-        flow = system.estimator.estimator(inputs)
+        flow = system.estimator(inputs)
         top, left = ((side - system.crop) // 2 for side in flow.shape[-2:])
         logits = system.classifier(flow[..., top : top + system.crop, left : left + system.crop].flatten(1, 2))
         torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), inputs)
@@ -268,9 +260,7 @@ def main() -> None:
     parser.add_argument("--epsilons", type=float, nargs="+")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs-at-once", type=int)
-    parser.add_argument(
-        "--retained-pairs", type=int, default=0, help="with --pairs-at-once 2 to 4, or graphs are walked for few"
-    )
+    parser.add_argument("--retained-pairs", type=int)
     parser.add_argument("--without", nargs="*", default=[], choices=("toolbox", "plain"), help="leave these out")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
