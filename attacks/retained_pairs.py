@@ -31,9 +31,6 @@ class PairGraph:
             self.frames = first.detach().requires_grad_(), second.detach().requires_grad_()
             self.flow = estimate(*self.frames)
 
-    def __len__(self) -> int:
-        return len(self.flow)
-
 
 class RetainedPairs:
     """What a system's convolutions gave for at most `most` frame pairs. A pair goes by a key, an integer from 0 on.
