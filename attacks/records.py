@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from attacks.whole_file import append_lines
+
 CLEAN = "clean"
 """The name that rows without an attack (ε = 0) carry in `attack`."""
 
@@ -98,10 +100,7 @@ class RecordStore:
         """Make all rows of one clip durable, or none of them, and with them what they cost."""
         lines = [json.dumps(record._asdict()) for record in records]
         lines.append(json.dumps({"clip_complete": clip, "rows": len(records), "costs": costs or {}}))
-        with self._path.open("ab") as file:
-            file.write(("\n".join(lines) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._path, lines)
         self.done.add(clip)
 
     def merge(self) -> Path:

@@ -47,8 +47,14 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder whose records were made with other settings.
+def check_settings(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    holds: str = "the records of a sweep",
+    way_out: str = "Give this sweep another output folder, or remove that one",
+) -> None:
+    """Refuse a folder that holds what was made with other settings.
 
     Raises:
         FileNotFoundError: this process does not see what the first one wrote.
@@ -58,10 +64,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; all processes of a sweep need one folder that all of them see")
     if found := differences(json.loads(path.read_text()), settings):
-        raise ValueError(
-            f"{folder} holds the records of a sweep with other settings: {'; '.join(found)}. "
-            "Give this sweep another output folder, or remove that one"
-        )
+        raise ValueError(f"{folder} holds {holds} with other settings: {'; '.join(found)}. {way_out}")
 
 
 def check_systems(folder: Path, systems: Mapping[str, Victim]) -> None:

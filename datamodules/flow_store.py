@@ -115,11 +115,13 @@ class FlowStore:
             FileNotFoundError: the clip is not in the store.
             ValueError: it is damaged.
         """
-        if not self.has(clip):
-            raise FileNotFoundError(
-                f"{self.folder}: holds no flow of {clip.name}; `prepare_data` (make train-classifiers) fills it"
-            )
+        self._need(clip)
         return self.layout.fields(clip.name)
+
+    def checksum(self, clip: Clip) -> str:
+        """Of a clip's planes as they were written; errors as `n_flow`."""
+        self._need(clip)
+        return self.layout.record(clip.name)["planes_sha256"]
 
     def write(self, clip: Clip, flow: np.ndarray) -> None:
         """Store a clip's flow (n, 2, H, W) in pixels.
@@ -170,6 +172,12 @@ class FlowStore:
         against the one that the flow was made from. None where all is well."""
         reason = self._fault(clip.name, clip.path)
         return None if reason is None else f"{self.layout.path(clip.name)}: {reason}"
+
+    def _need(self, clip: Clip) -> None:
+        if not self.has(clip):
+            raise FileNotFoundError(
+                f"{self.folder}: holds no flow of {clip.name}; `prepare_data` (make train-classifiers) fills it"
+            )
 
     def _fault(self, name: str, source: Path) -> str | None:
         if not self.layout.has(name):

@@ -7,9 +7,8 @@ The flow is read from the PNGs that the classifier was trained on; or estimated 
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +21,23 @@ from tqdm import tqdm
 from attacks.clean_pass import clean_pass
 from attacks.eight_bit import to_bytes, to_frames
 from attacks.report.path_table import write_paths
-from attacks.settings import check_systems
+from attacks.settings import check_settings, check_systems, victim_settings, write_settings
 from attacks.video_files import read_video, write_lossless
-from datamodules.batches import VideoBatch
 from datamodules.flow_codec import decode, encode
 from datamodules.flow_store import FlowStore, store_manifest
+from datamodules.frame_stacks import FrameStacks
 from datamodules.video_dataset import Clip
+from lightning_modules.agreements import Agreement, Agreements
 from lightning_modules.attacked_systems import AttackedSystems
 from lightning_modules.cli import main
 from lightning_modules.model_under_attack import ModelUnderAttack
 
-
-@dataclass
-class Agreement:
-    """Counts over the stacks of one system."""
-
-    stacks: int = 0
-    memory: int = 0
-    """the class from memory is the class from PNGs"""
-    video: int = 0
-    """the class from the lossless video is the class from memory"""
-    equal_logits: int = 0
-    """all logits of the three are equal, bit for bit"""
-    levels: int = 0
-    """8-bit flow values, of all pixels, that differ between PNGs and memory"""
-    float_differs: int = 0
-    """stacks that float flow puts in another class than 8-bit flow"""
-    differing: list[str] = field(default_factory=list)
-    """clip and stack of each difference among the three"""
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {name: value for name, value in asdict(self).items() if name != "differing"}
+KEPT = "paths"
+"""Folder in a sweep's of what is kept of each clip, and of the settings that decided it."""
 
 
-def check_clip(system: ModelUnderAttack, store: FlowStore, clip: Clip, frames: Tensor, found: Agreement) -> None:
-    """Add one clip's stacks (S, T, 3, H, W), contiguous from its first frame on, to `found`.
+def check_clip(system: ModelUnderAttack, store: FlowStore, clip: Clip, frames: Tensor) -> Agreement:
+    """One clip's stacks (S, T, 3, H, W), contiguous from its first frame on, on the three paths and on the fourth.
 
     The stacks of a clip are classified in one batch on each path: another batch could give other last bits.
     """
@@ -71,30 +51,46 @@ def check_clip(system: ModelUnderAttack, store: FlowStore, clip: Clip, frames: T
         from_memory, from_video = _classify(system, flow), _classify(system, flow_again)
     memory = from_memory.argmax(1) == from_png.argmax(1)
     video = from_video.argmax(1) == from_memory.argmax(1)
-    found.stacks += len(frames)
-    found.memory += int(memory.sum())
-    found.video += int(video.sum())
-    found.equal_logits += int(((from_memory == from_png) & (from_video == from_memory)).all(1).sum())
-    found.levels += int((encode(flow.cpu().numpy()) != planes).sum())
-    found.float_differs += int((from_float.argmax(1) != from_memory.argmax(1)).sum())
-    found.differing += [f"{clip.name}, stack {s + 1}" for s in (~(memory & video)).nonzero().flatten().tolist()]
+    return Agreement(
+        stacks=len(frames),
+        memory=int(memory.sum()),
+        video=int(video.sum()),
+        equal_logits=int(((from_memory == from_png) & (from_video == from_memory)).all(1).sum()),
+        levels=int((encode(flow.cpu().numpy()) != planes).sum()),
+        float_differs=int((from_float.argmax(1) != from_memory.argmax(1)).sum()),
+        differing=[f"{clip.name}, stack {s + 1}" for s in (~(memory & video)).nonzero().flatten().tolist()],
+    )
 
 
 def check_paths(
-    system: ModelUnderAttack, store: FlowStore, clips: Sequence[Clip], videos: Iterable[VideoBatch]
+    name: str, system: ModelUnderAttack, store: FlowStore, data: FrameStacks, kept: Path | None = None
 ) -> Agreement:
-    """All stacks of these videos on the three paths, and on the fourth.
+    """All stacks of the test clips, with a progress bar; clips whose agreement is kept already are not read.
+
+    Args:
+        name: of the system.
+        system: that is asked.
+        store: of its flow, checked.
+        data: the test clips.
+        kept: file that takes each clip's agreement at once.
 
     Raises:
-        FileNotFoundError: the store, or a clip of it, is not there.
-        ValueError: the store holds other flow than the system's.
+        FileNotFoundError: the store lacks a clip.
+        ValueError: a line of `kept` is damaged.
     """
-    store.check()
-    found = Agreement()
-    for video in videos:
-        frames = video.frames.to(system.device)
-        check_clip(system, store, clips[int(video.clip)], frames, found)
-    return found
+    clips, loader = data.clips("test"), data.test_dataloader()
+    videos: Any = loader.dataset
+    asked = [clips[index] for index in videos.chosen]
+    found = Agreements(kept, store, asked)
+    videos.chosen = [index for index in videos.chosen if clips[index].name not in found.of]
+    with tqdm(total=len(asked), initial=len(found.of), desc=f"paths of {name}", unit="clip", mininterval=1) as bar:
+        bar.set_postfix(differences=found.differences)
+        for video in loader:
+            clip = clips[int(video.clip)]
+            found.add(clip, check_clip(system, store, clip, video.frames.to(system.device)))
+            bar.set_postfix(differences=found.differences, refresh=False)
+            bar.update()
+    return sum((found.of[clip.name] for clip in asked), Agreement())
 
 
 def report(agreements: dict[str, Agreement]) -> str:
@@ -111,30 +107,35 @@ def report(agreements: dict[str, Agreement]) -> str:
 
 class PredictionPaths(AttackedSystems):
     """The command: prints the agreements of each system, writes them as paths.json into the sweep's folder, where the
-    report finds them, and exits with 1 where two paths give different classes.
+    report finds them, and exits with 1 where two paths give different classes. What it finds for a clip is kept in
+    paths/<system>.jsonl there, so that a killed check goes on.
 
     Raises:
-        ValueError: the systems are not those that the sweep attacked.
+        FileNotFoundError: a store, or a clip of it, is not there.
+        ValueError: the systems are not those that the sweep attacked; a store holds other flow than its system's; what
+            is kept was found with other settings, or is damaged.
     """
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         super().__init__(args)
-        stores, dataset = Path(self.config["stores"]), self.data.dataset
         sweep = None if self.config["sweep"] is None else Path(self.config["sweep"])
         if sweep is not None:
             check_systems(sweep, self.systems)
-        clips = self.data.clips("test")
+        stores = {name: self._store(name, system) for name, system in self.systems.items()}
+        for store in stores.values():
+            store.check()  # the last one, too, before hours of work
+        if sweep is not None:
+            self._check_kept(sweep / KEPT)
         agreements = {}
         for name, system in self.systems.items():
-            settings: Any = system.estimator.settings
-            store = FlowStore(stores / name, store_manifest(settings, dataset.frame_settings))
-            loader = self.data.test_dataloader()
-            shown = tqdm(loader, desc=f"paths of {name}", unit="clip", mininterval=1)
-            agreements[name] = check_paths(system, store, clips, shown)
+            kept = None if sweep is None else sweep / KEPT / f"{name}.jsonl"
+            agreements[name] = check_paths(name, system, stores[name], self.data, kept)
         print(report(agreements))
         if sweep is not None:
             write_paths(sweep, {name: agreement.counts for name, agreement in agreements.items()})
         if any(agreement.differing for agreement in agreements.values()):
+            if sweep is not None:
+                print(f"These are kept: to ask a clip again, remove its line in {sweep / KEPT}", file=sys.stderr)
             sys.exit(1)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -142,7 +143,28 @@ class PredictionPaths(AttackedSystems):
         parser.add_argument(
             "--stores", type=Path, required=True, help="Folder of the flow stores, one for each system."
         )
-        parser.add_argument("--sweep", type=Path | None, default=None, help="Folder of a sweep that takes the result.")
+        parser.add_argument("--sweep", type=Path | None, default=None, help=(
+            "Folder of a sweep that takes the result, and on the way what is found for each clip: a killed check goes "
+            "on. Without it, a check begins anew each time."
+        ))  # fmt: skip
+
+    def _store(self, name: str, system: ModelUnderAttack) -> FlowStore:
+        settings: Any = system.estimator.settings
+        return FlowStore(Path(self.config["stores"]) / name, store_manifest(settings, self.data.dataset.frame_settings))
+
+    def _check_kept(self, folder: Path) -> None:
+        """Whether these settings are those that decided what is kept; how many clips are asked does not."""
+        settings = {
+            "systems": {name: victim_settings(system) for name, system in self.systems.items()},
+            "dataset": {key: value for key, value in self.data.settings.items() if key != "max_clips"},
+        }
+        write_settings(folder, settings)
+        check_settings(
+            folder,
+            settings,
+            holds="a check of paths",
+            way_out="Give the same options (with make: SWEEP_ARGS, PATHS_ARGS), or remove that folder and check anew",
+        )
 
 
 def _estimate(system: ModelUnderAttack, frames: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 
 from attacks.records import Cost, Record, RecordStore, read_records
 from attacks.settings import check_settings, write_settings
+from attacks.whole_file import append_lines, whole_lines
 
 
 def rows(clip: str, count: int = 3) -> list[Record]:
@@ -73,6 +74,17 @@ def test_a_file_cut_anywhere_resumes_to_the_same_bytes(tmp_path: Path) -> None:
             if clip not in store.done:
                 store.append(clip, rows(clip))
         assert store.merge().read_bytes() == expected, cut
+
+
+def test_lines_cut_anywhere_go_on_with_a_fresh_one(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    assert whole_lines(path) == []
+    for cut in range(len("one\ntwo\n") + 1):
+        path.write_text("one\ntwo\n"[:cut])
+        whole = ["one", "two"][: (cut >= 4) + (cut >= 8)]
+        assert whole_lines(path) == whole, cut
+        append_lines(path, ["three", "four"])
+        assert whole_lines(path) == [*whole, "three", "four"], cut
 
 
 def test_the_torn_clip_of_another_process_is_not_counted(tmp_path: Path) -> None:

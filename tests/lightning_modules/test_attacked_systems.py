@@ -1,7 +1,9 @@
 """The systems of a sweep's YAML on the embedded dataset: three ways from a clip to its class, and exported videos."""
 
+import contextlib
 import html
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +21,12 @@ from attacks.report.results import CONTROLS
 from attacks.video_files import read_video, write_h264, write_lossless
 from datamodules.flow_precompute import precompute
 from datamodules.flow_store import FlowStore, store_manifest
-from datamodules.frame_stacks import FrameStacks
+from datamodules.frame_stacks import FrameStacks, spread
 from datamodules.synthetic import EmbeddedDataset
 from datamodules.ucf101 import UCF101
+from datamodules.video_dataset import Clip
+from lightning_modules import prediction_paths
+from lightning_modules.agreements import Agreement
 from lightning_modules.classifiers.resnet import ResNet
 from lightning_modules.cli import main
 from lightning_modules.exported_clips import EvaluateClips, ExportClips
@@ -29,7 +34,7 @@ from lightning_modules.flow.farneback import Farneback
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.tvl1 import TVL1
 from lightning_modules.model_under_attack import ModelUnderAttack
-from lightning_modules.prediction_paths import Agreement, PredictionPaths, check_paths, report
+from lightning_modules.prediction_paths import PredictionPaths, check_paths, report
 
 DATASET = {"groups": 3, "test_groups": 1, "clips_per_group": 1, "size": [32, 32], "contrast": 0.8}
 
@@ -128,14 +133,14 @@ def test_a_config_without_a_sweep_is_named(experiment: Path, tmp_path: Path) -> 
         main([f"--config={tmp_path}/other.yaml", f"--stores={tmp_path}"], PredictionPaths)
 
 
-def test_one_level_in_the_store_is_found(experiment: Path, tmp_path: Path) -> None:
+def test_one_level_in_the_store_is_found(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The steep classifier: verdicts of a stored flow that is one level off differ, and so does the count of levels."""
     dataset = EmbeddedDataset(experiment / "data", **{**DATASET, "size": (32, 32)})
     estimator = Farneback()
     system = ModelUnderAttack(estimator=estimator, classifier=Corners(8), crop=32)
     clips, sound = dataset.clips("test"), store_of(experiment, dataset, "farneback", estimator)
-    videos = list(FrameStacks(dataset, num_workers=0).test_dataloader())
-    found = check_paths(system, sound, clips, videos)
+    data = FrameStacks(dataset, num_workers=0)
+    found = check_paths("farneback", system, sound, data)
     assert (found.stacks, found.memory, found.video, found.equal_logits, found.levels) == (16, 16, 16, 16, 0)
     assert not found.differing
     assert not system.eight_bit, "as it was before"
@@ -145,7 +150,10 @@ def test_one_level_in_the_store_is_found(experiment: Path, tmp_path: Path) -> No
     for clip in clips:
         planes = sound.read(clip, 0, sound.n_flow(clip))
         damaged.write(clip, planes + 40 / 255)
-    found = check_paths(system, damaged, clips, videos)
+    capsys.readouterr()
+    found = check_paths("farneback", system, damaged, data)
+    bar = capsys.readouterr().err
+    assert "0/8" in bar and "8/8 [" in bar and f"differences={len(found.differing)}]" in bar.splitlines()[-1]
     assert found.memory < 16 and len(found.differing) == 16 - found.memory and found.video == 16
     assert found.equal_logits == 0
     assert 0.9 < found.levels / (16 * 10 * 2 * 32 * 32) <= 1
@@ -163,23 +171,22 @@ def test_float_flow_is_counted_and_is_no_difference(experiment: Path) -> None:
     dataset = EmbeddedDataset(experiment / "data", **{**DATASET, "size": (32, 32)})
     estimator = Farneback()
     system = ModelUnderAttack(estimator=estimator, classifier=Fraction(), crop=32)
-    videos = list(FrameStacks(dataset, num_workers=0).test_dataloader())
     store = store_of(experiment, dataset, "farneback", estimator)
-    found = check_paths(system, store, dataset.clips("test"), videos)
+    found = check_paths("farneback", system, store, FrameStacks(dataset, num_workers=0))
     assert (found.memory, found.video, found.float_differs, found.differing) == (16, 16, 16, [])
 
 
 def test_paths_agree_on_real_clips(ucf101_root: Path, tmp_path: Path) -> None:
     dataset = UCF101(ucf101_root, allow_missing=True, frame_size=(60, 80), max_frames=11)
-    clips = dataset.clips("test")[::40]
+    count = len(dataset.clips("test")[::40])
+    data = FrameStacks(dataset, max_clips=count, num_workers=0)
+    clips = [dataset.clips("test")[index] for index in spread(len(dataset.clips("test")), count)]
     torch.manual_seed(0)
     for estimator in (FlowNet2Estimator(variant="FlowNet2S", width=0.06), TVL1()):
         store = store_of(tmp_path, dataset, type(estimator).__name__, estimator)
         precompute(dataset, clips, estimator, store, workers=1)
         system = ModelUnderAttack(estimator=estimator, classifier=Corners(10), crop=56)
-        stacks = FrameStacks(dataset, num_workers=0).test_dataloader().dataset
-        stacks.clips, stacks.chosen = clips, list(range(len(clips)))
-        found = check_paths(system, store, clips, (stacks[index] for index in range(len(clips))))
+        found = check_paths(type(estimator).__name__, system, store, data)
         assert found == Agreement(found.stacks, *[found.stacks] * 3, float_differs=found.float_differs)
         assert found.stacks >= 2
 
@@ -241,6 +248,136 @@ def test_the_paths_of_a_sweeps_systems_are_in_its_report(experiment: Path, swept
     with pytest.raises(ValueError, match=r"paths\.json is not what `make check-paths` writes"):
         write_report(swept)
     (swept / "paths.json").unlink()
+
+
+@pytest.fixture
+def sweep(swept: Path, tmp_path: Path) -> Path:
+    """The folder of that sweep with no path checked yet."""
+    (tmp_path / "sweep").mkdir()
+    return Path(shutil.copy(swept / "settings.json", tmp_path / "sweep")).parent
+
+
+def asked_paths(experiment: Path, sweep: Path, *more: str, stop_at: int | None = None) -> list[tuple[str, str]]:
+    """System and clip of all that one call decodes and asks; it is stopped at the n-th."""
+    decoded: list[str] = []
+    asked: list[tuple[str, str]] = []
+    decode, check = EmbeddedDataset.decode, prediction_paths.check_clip
+
+    def decode_counted(dataset: EmbeddedDataset, clip: Clip) -> np.ndarray:
+        decoded.append(clip.name)
+        return decode(dataset, clip)
+
+    def check_counted(system: ModelUnderAttack, store: FlowStore, clip: Clip, frames: Tensor) -> Agreement:
+        if len(asked) == stop_at:
+            raise KeyboardInterrupt
+        asked.append((store.folder.name, clip.name))
+        return check(system, store, clip, frames)
+
+    stores = [] if any(one.startswith("--stores") for one in more) else [f"--stores={experiment}/flow"]
+    arguments = [f"--config={experiment}/attack-sweep.yaml", f"--sweep={sweep}", "--data.init_args.max_clips=null"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmbeddedDataset, "decode", decode_counted)
+        patch.setattr(prediction_paths, "check_clip", check_counted)
+        try:
+            main([*arguments, *stores, *more], PredictionPaths)
+        except KeyboardInterrupt:
+            decoded.pop()
+    assert decoded == [clip for _, clip in asked]
+    return asked
+
+
+def test_a_killed_check_of_paths_goes_on(
+    experiment: Path, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in its second system while it wrote a line: that clip and the rest are asked, and no other."""
+    every = asked_paths(experiment, sweep)
+    assert len(set(every)) == 16
+    table, written = capsys.readouterr().out, (sweep / "paths.json").read_text()
+    lines = {name: (sweep / "paths" / f"{name}.jsonl").read_text() for name in ("flownet2", "farneback")}
+    assert asked_paths(experiment, sweep) == []
+    assert capsys.readouterr().out == table
+
+    shutil.rmtree(sweep / "paths")
+    (sweep / "paths.json").unlink()
+    assert asked_paths(experiment, sweep, stop_at=11) == every[:11]
+    assert not (sweep / "paths.json").exists()
+    kept = sweep / "paths" / "farneback.jsonl"
+    assert kept.read_text().splitlines() == lines["farneback"].splitlines()[:3]
+    kept.write_text(kept.read_text()[:-30])
+    capsys.readouterr()
+    assert asked_paths(experiment, sweep) == every[10:]
+    shown = capsys.readouterr()
+    assert "2/8 [" in shown.err.partition("paths of farneback")[2].partition("\r")[0]
+    assert shown.out == table and (sweep / "paths.json").read_text() == written
+    assert {path.stem: path.read_text() for path in (sweep / "paths").glob("*.jsonl")} == lines
+
+
+def test_kept_differences_count(experiment: Path, sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table, the file and the exit code come from all lines, and a few clips are a beginning of all."""
+    assert len(asked_paths(experiment, sweep, "--data.init_args.max_clips=3")) == 6
+    path = sweep / "paths" / "farneback.jsonl"
+    first, *others = path.read_text().splitlines()
+    changed = json.loads(first) | {"memory": 1, "differing": ["Here/it_is, stack 2"]}
+    path.write_text("\n".join([json.dumps(changed), *others]) + "\n")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        asked_paths(experiment, sweep)
+    assert stop.value.code == 1
+    shown = capsys.readouterr()
+    assert "  differs: Here/it_is, stack 2" in shown.out.splitlines()
+    assert "3/8" in shown.err and "differences=1]" in shown.err and f"remove its line in {sweep}/paths" in shown.err
+    assert json.loads((sweep / "paths.json").read_text())["farneback"]["memory"] == 15
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"differing": [line["clip"]]}) + "\n" for line in lines))
+    names = sorted(line["clip"] for line in lines)
+    assert names != [line["clip"] for line in lines]
+    for few, some in ((None, names), (3, [names[0], names[2], names[5]])):
+        with pytest.raises(SystemExit):
+            asked_paths(experiment, sweep, f"--data.init_args.max_clips={'null' if few is None else few}")
+        told = [line for line in capsys.readouterr().out.splitlines() if "differs: " in line]
+        assert told == [f"  differs: {name}" for name in some], "in the order of the clips, whoever came first"
+
+
+def test_paths_kept_with_other_settings_are_refused(experiment: Path, sweep: Path) -> None:
+    asked_paths(experiment, sweep, stop_at=2)
+    before = (sweep / "paths" / "flownet2.jsonl").read_text()
+    refusal = rf"{sweep}/paths holds .*: dataset\.max_stacks is null there and 1 now\. .*PATHS_ARGS.*remove that folder"
+    with pytest.raises(SystemExit, match=refusal):
+        asked_paths(experiment, sweep, "--data.init_args.max_stacks=1")
+    assert (sweep / "paths" / "flownet2.jsonl").read_text() == before
+    settings = json.loads((sweep / "paths" / "settings.json").read_text())
+    settings["systems"]["farneback"]["weights_sha256"] = "another"
+    (sweep / "paths" / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match=r'systems\.farneback\.weights_sha256 is "another" there'):
+        asked_paths(experiment, sweep)
+
+
+def test_a_kept_line_that_is_none_is_named(experiment: Path, sweep: Path) -> None:
+    asked_paths(experiment, sweep, stop_at=2)
+    path = sweep / "paths" / "flownet2.jsonl"
+    first, second = path.read_text().splitlines()
+    for damaged in ("\0" * 20, json.dumps({"clip": "a"}), "[]", second.replace('"levels": 0, ', "")):
+        path.write_text(f"{first}\n{damaged}\n")
+        with pytest.raises(SystemExit, match=r"flownet2\.jsonl, line 2: .* remove the line"):
+            asked_paths(experiment, sweep)
+
+
+def test_a_clip_whose_stored_flow_is_another_is_asked_again(experiment: Path, sweep: Path, tmp_path: Path) -> None:
+    every = asked_paths(experiment, sweep)
+    shutil.copytree(experiment / "flow", tmp_path / "flow")
+    dataset = EmbeddedDataset(experiment / "data", **{**DATASET, "size": (32, 32)})
+    store, clip = store_of(tmp_path, dataset, "farneback", Farneback()), dataset.clips("test")[5]
+    flow = store.read(clip, 0, store.n_flow(clip))
+    other = f"--stores={tmp_path}/flow"
+    assert asked_paths(experiment, sweep, other) == [], "the same flow elsewhere"
+    store.write(clip, flow + 40 / 255)
+    with contextlib.suppress(SystemExit):  # its class may be another
+        assert asked_paths(experiment, sweep, other) == [("farneback", clip.name)] == every[13:14]
+    assert json.loads((sweep / "paths.json").read_text())["farneback"]["levels"] > 0
+    store.layout.path(clip.name).unlink()
+    with pytest.raises(SystemExit, match=f"holds no flow of {clip.name}"):
+        asked_paths(experiment, sweep, other)
 
 
 def test_evaluating_gives_the_same_verdicts(
