@@ -70,3 +70,16 @@ def test_sweep_engine_limit():
     assert re.search(r"bare networks [\d.]+ s, clean pass [\d.]+ s - clean pass at [\d.]+% of the speed", printed), (
         printed
     )
+
+
+def test_sweep_engine_precisions():
+    """In float64 nothing changes; every verdict counts for 1000 / 6 per thousand."""
+    printed = run(
+        *("sweep_engine.py", "--precisions", "--device=cpu", "--stacks=1", "--size", "64", "64", "--crop=56"),
+        *("--epsilons", "0.01", "0.03", "--width=0.125"),
+    )
+    figures = re.findall(r"^(\w+) +([\d.]+) ‰ +([\d.]+) ‰ +([\d.]+)%$", printed, re.M)
+    assert [precision for precision, *_ in figures] == ["float64", "float32", "bfloat16"], printed
+    assert [float(figure) for figure in figures[0][1:]] == [0, 0, 0], printed
+    assert float(figures[2][3]) > float(figures[1][3]), printed
+    assert "6 stacks attacked" in printed

@@ -3,6 +3,7 @@
 The paper's sweep, three attacks × seven ε, by the adversarial-robustness-toolbox one stack a call, by the plain
 algorithm batched over stacks (each attack and ε by itself, whole forwards), and by the engine; side by side in one
 run, with the frame pairs that each put through the flow network. `--limit`: the clean pass beside the bare networks.
+`--precisions`: how many verdicts change in float32, TF32 and bfloat16.
 
 The networks have random weights. Their two classes are as far apart as makes the attacks about as long as the paper's
 (2 to 3 frames, Table 1), by chance of the seed or, at full size, by `set_apart`; every stack is labelled with what the
@@ -10,6 +11,7 @@ system says of it when clean, so that all are attacked.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from typing import Any
@@ -171,6 +173,7 @@ class Engine:
             )
             first_step = result.first_step or first_step
             self.results[method] = result
+        self.results = {method: self.results[method] for method in ATTACKS}
         return {method: result.adversarial for method, result in self.results.items()}
 
 
@@ -243,6 +246,42 @@ def whole_sweep(
             print(f", the most in {shares.max().item():.4%} of their values")
 
 
+def precisions(
+    system: ModelUnderAttack, frames: Tensor, epsilons: tuple[float, ...], options: argparse.Namespace
+) -> None:
+    exact = copy.deepcopy(system).double()
+    with torch.no_grad():
+        labels = exact(frames.double()).argmax(1)
+
+    def verdicts(judge: ModelUnderAttack, made: dict[str, Tensor]) -> Tensor:
+        rows = torch.cat([adversarial.flatten(0, 1) for adversarial in made.values()])
+        with torch.no_grad():
+            logits = torch.cat([judge(stack) for stack in rows.split(options.batch_size)])
+        return logits.argmax(1) != labels.repeat(len(rows) // len(labels))
+
+    def moved(made: dict[str, Tensor]) -> Tensor:
+        return torch.cat([(adversarial != frames).flatten(0, 1).flatten(2).any(2) for adversarial in made.values()])
+
+    by_plain = plainly(exact, frames.double(), labels, epsilons)
+    lost, used = verdicts(exact, by_plain), moved({m: a.to(frames) for m, a in by_plain.items()})
+    count = len(lost)
+    print(f"beside the plain algorithm in float64: {count} stacks attacked, {int(lost.sum())} of them lost")
+    print("engine in     verdicts changed   other frames perturbed   other values of adversarial stacks")
+    for precision in ("float64", "float32", "tf32", "bfloat16"):
+        if precision == "tf32" and not frames.is_cuda:
+            continue
+        judge, input_frames = (exact, frames.double()) if precision == "float64" else (system, frames)
+        judge.precision = "bfloat16" if precision == "bfloat16" else "float32"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        engine = Engine(options.batch_size, options.pairs_at_once, options.retained_pairs)
+        made = engine(judge, input_frames, labels, epsilons)
+        changed = torch.cat([(r.predictions != labels).flatten() for r in engine.results.values()])
+        apart = [((made[m] - by_plain[m]).abs() > 1e-6).double().mean() for m in ATTACKS]
+        others = (moved({m: made[m].to(frames) for m in ATTACKS}) != used).any(1)
+        print(f"{precision:12} {1000 * (changed != lost).double().mean():14.1f} ‰", end="")
+        print(f" {1000 * others.double().mean():22.1f} ‰ {torch.stack(apart).mean().item():36.4%}")
+
+
 def against_the_networks(system: ModelUnderAttack, frames: Tensor, options: argparse.Namespace) -> None:
     with torch.no_grad():
         labels = system(frames).argmax(1)
@@ -270,6 +309,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="FlowNet2 and ResNet-152 at 256×320, two ε")
     parser.add_argument("--limit", action="store_true", help="the clean pass beside the bare networks instead")
+    parser.add_argument(
+        "--precisions", action="store_true", help="what the engine says in each precision instead, beside float64"
+    )
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop", type=int)
     parser.add_argument("--width", type=float, default=1.0, help="share of the flow network's published channel counts")
@@ -302,6 +344,8 @@ def main() -> None:
             system(frames[:1])
     if options.limit:
         against_the_networks(system, frames, options)
+    elif options.precisions:
+        precisions(system, frames, epsilons, options)
     else:
         whole_sweep(system, frames, epsilons, options)
 
