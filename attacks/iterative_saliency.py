@@ -125,7 +125,7 @@ class IterativeSaliency(Attack):
         pairs = in_memory if self.retained_pairs is None else self.retained_pairs
         # More there are not: those of all rows, and of all clean stacks.
         most = (len(work.stack) + int(work.stack.max()) + 1) * (length - 1)
-        return RetainedPairs(min(pairs, most)) if pairs else None
+        return RetainedPairs(min(pairs, most), work.stack.device) if pairs else None
 
     def _priority(self, saliency: Tensor, frames: Tensor) -> Tensor:
         """(n, T): of the frames that are left, the one with the greatest comes next; the first of equals."""

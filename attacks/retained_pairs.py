@@ -33,26 +33,26 @@ class PairGraph:
 
 
 class RetainedPairs:
-    """What a system's convolutions gave for at most `most` frame pairs. A pair goes by a key, an integer from 0 on.
+    """What a system's convolutions gave for at most `most` frame pairs. A pair goes by a key, an integer from 0 on;
+    keys lie on `device`.
 
     A convolution is retained if the first dimension of its output is that of the pairs; others are computed again, as
     is everything else. Of a system without convolutions nothing is retained.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, device: torch.device | str = "cpu") -> None:
         self.most = most
         self._outputs: list[Tensor | None] = []
         """(most, …) of each convolution in the order of their calls; a row is a pair's"""
         self._flow: Tensor | None = None
-        self._keys = torch.full((most,), -1)
+        self._keys = torch.full((most,), -1, device=device)
         """of the rows, -1 where they are free"""
-        self._age = torch.zeros(most, dtype=torch.int64)
+        self._age = torch.zeros(most, dtype=torch.int64, device=device)
         self._estimates = 0
 
     def estimate(self, estimate: Estimate, first: Tensor, second: Tensor, keys: Tensor) -> Tensor:
         """Flow of pairs, some of which are retained: those with keys (n,) from 0 on, in place of the oldest."""
         pairs = (keys >= 0).nonzero().flatten()[: self.most]
-        self._to(keys.device)
         rows = torch.where(self._keys < 0, -1, self._age).argsort(stable=True)[: len(pairs)]
         self._keys[rows] = -1
         with _Recording(self._outputs, self.most, pairs, rows, len(keys)):
@@ -68,12 +68,10 @@ class RetainedPairs:
 
     def has(self, keys: Tensor) -> Tensor:
         """Which of the keys (n,) are those of retained pairs, (n,) bool."""
-        self._to(keys.device)
         return torch.isin(keys, self._keys)
 
     def drop_all_but(self, keys: Tensor) -> None:
         """Free the rows of pairs that are not among the keys (n,)."""
-        self._to(keys.device)
         self._keys[~torch.isin(self._keys, keys)] = -1
 
     def graph(self, estimate: Estimate, first: Tensor, second: Tensor, keys: Tensor) -> PairGraph:
@@ -95,9 +93,6 @@ class RetainedPairs:
                 "retained_pairs=0"
             )
         return graph
-
-    def _to(self, device: torch.device) -> None:
-        self._keys, self._age = self._keys.to(device), self._age.to(device)
 
 
 class _Recording(TorchDispatchMode):

@@ -108,10 +108,10 @@ class BatchedVictim:
         """
         if flow is None:
             return torch.full_like(rows, changed.shape[1])
+        retained, keys = (None, torch.full_like(changed, -1, dtype=torch.int64)) if retain is None else retain
         local, pair = changed.nonzero(as_tuple=True)
-        of_pairs = torch.full_like(pair, -1) if retain is None else retain[1][local, pair]
-        for r, p, keys in _together(self.batch_size * changed.shape[1], rows[local], pair, of_pairs):
-            flow[r, p] = self._estimate_and_retain(frames[r, p], frames[r, p + 1], keys, retain and retain[0])
+        for r, p, of_pairs in _together(self.batch_size * changed.shape[1], rows[local], pair, keys[local, pair]):
+            flow[r, p] = self._estimate_and_retain(frames[r, p], frames[r, p + 1], of_pairs, retained)
         return changed.sum(1)
 
     def logits(self, frames: Tensor, flow: Tensor | None, rows: Tensor) -> Tensor:

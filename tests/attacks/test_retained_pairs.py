@@ -175,8 +175,8 @@ def test_memory_is_that_of_so_many_pairs(options, rows, monkeypatch, system, sta
     made = []
 
     class Seen(RetainedPairs):
-        def __init__(self, most: int) -> None:
-            super().__init__(most)
+        def __init__(self, most: int, device: torch.device) -> None:
+            super().__init__(most, device)
             made.append(self)
 
     monkeypatch.setattr("attacks.iterative_saliency.RetainedPairs", Seen)
