@@ -53,8 +53,8 @@ flow_yaml = $(if $(wildcard $(CONFIG)/$(1).yaml),$(1).yaml,../flow/$(1).yaml)
 TRAINER := $(if $(DEVICES),--trainer.devices=$(DEVICES)) $(if $(NODES),--trainer.num_nodes=$(NODES))
 LIGHTNING := $(VENV)/bin/python -m lightning_modules
 # A pass on the CPU takes and gives back hundreds of megabytes. By default glibc returns them to the system each time, and
-# page faults cost a sweep a tenth of its time; up to 4 GiB that are free stay with the process instead.
-ON_HEAP := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296
+# page faults cost a sweep a tenth of its time; up to 16 GiB that are free stay with the process instead.
+ON_HEAP := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
 # The YAMLs name these as ${RUN}, ${UCF101}, ${FLOWNET2}, ${TRUE_FLOW}.
 export RUN

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, check_stacks, clean_pass, usable
+from attacks.retained_pairs import RetainedPairs
 from attacks.victim import BatchedVictim, Victim, under_attack
 
 
@@ -44,6 +45,8 @@ class WorkingSet:
     """(R, T, C); attacks that go frame by frame make it"""
     first_step: FirstStep | None = None
     """of an attack that began alike; replaced by this one's"""
+    retained: RetainedPairs | None = None
+    """of the victim, at first those of the clean pass"""
 
 
 def perturb(frames: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
@@ -100,7 +103,8 @@ class Attack(ABC):
         the rounding of the systems themselves, whose kernels may depend on the batch. At ε = 0 the input is returned.
 
         Args:
-            clean: the victim's clean pass on these frames; computed when None.
+            clean: the victim's clean pass on these frames; computed when None. The first attack that retains pairs goes
+                on from those that it `retained`.
             stop_on_clean: the clean pass of `stop_on`, with or without gradient; computed when None.
             first_step: of the result of an attack that `begins` alike, with the same victim, frames, labels, epsilons
                 and judge; the step is not made again and does not count in the costs.
@@ -128,6 +132,7 @@ class Attack(ABC):
                     gradient=self.needs_gradient,
                     batch_size=self.batch_size,
                     pairs_at_once=self.pairs_at_once,
+                    retained=self.retain(frames, len(epsilons)),
                 )
             judged = clean if judge is victim else stop_on_clean
             if judged is None:
@@ -138,7 +143,7 @@ class Attack(ABC):
             else:
                 _check_clean(clean, frames, batched_victim, gradient=self.needs_gradient)
 
-            count = len(epsilons)
+            count, retained = len(epsilons), self.retain(frames, len(epsilons))
             attacked = judged.logits.argmax(1) == labels
             work = WorkingSet(
                 stack=torch.arange(len(frames), device=frames.device).repeat(count),
@@ -152,8 +157,13 @@ class Attack(ABC):
                 pair_forwards=torch.zeros_like(labels).repeat(count),
                 pair_backwards=torch.zeros_like(labels).repeat(count),
                 first_step=first_step,
+                retained=None if retained is None else clean.retained or retained,
             )
-            self.craft(work, frames, batched_victim, batched_judge, clean, judged)
+            try:
+                self.craft(work, frames, batched_victim, batched_judge, clean, judged)
+            finally:
+                if work.retained is not None:
+                    work.retained.clear()
             success = work.attacked & (work.logits.argmax(1) != work.labels)
             shape = (count, len(frames))
             return AttackResult(
@@ -170,6 +180,12 @@ class Attack(ABC):
                 pair_backwards=work.pair_backwards.unflatten(0, shape),
                 first_step=work.first_step,
             )
+
+    def retain(self, frames: Tensor, epsilons: int) -> RetainedPairs | None:
+        """Where the clean pass of frames (B, T, 3, H, W) retains its pairs for this attack, which goes on from them
+        under so many ε; None for an attack that retains none."""
+        del frames, epsilons
+        return None
 
     @abstractmethod
     def craft(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attacks.retained_pairs import RetainedPairs
 from attacks.victim import BatchedVictim, Victim, under_attack
 
 
@@ -22,6 +23,8 @@ class CleanPass(NamedTuple):
     """(B, T, 3, H, W), of each stack's cross-entropy with its label; None where it was not asked for."""
     saliency: Tensor | None
     """(B, T), eq. 4; None without gradient."""
+    retained: RetainedPairs | None = None
+    """Its pairs, for the first attack that goes on from them; that one uses them up."""
 
 
 def clean_pass(
@@ -32,12 +35,14 @@ def clean_pass(
     gradient: bool = True,
     batch_size: int = 8,
     pairs_at_once: int | None = None,
+    retained: RetainedPairs | None = None,
 ) -> CleanPass:
     """Run `victim` on frames (B, T, 3, H, W) in [0, 1] with labels (B,), at most `batch_size` stacks at once.
 
     Without `gradient` the victim need not be differentiable: the form for a system that only judges. With one, the
     graphs of at most `pairs_at_once` frame pairs are in memory together; where a batch has more, each pair is estimated
-    twice, first without and then with its graph. None keeps the graphs of a whole batch.
+    twice, first without and then with its graph. None keeps the graphs of a whole batch. `retained`, from an attack's
+    `retain`, is filled with the pairs: pair n of stack b by the key b·(T-1) + n.
 
     Raises:
         ValueError: bad frames or labels, or a gradient asked of a victim that has none.
@@ -47,14 +52,16 @@ def clean_pass(
     batched = BatchedVictim(victim, batch_size, pairs_at_once)
     with under_attack(victim):
         frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
-        chunks = list(zip(frames.split(batch_size), labels.split(batch_size), strict=True))
+        keys = torch.arange(len(frames) * (frames.shape[1] - 1), device=frames.device).view(len(frames), -1)
+        chunks = list(zip(*(tensor.split(batch_size) for tensor in (frames, labels, keys)), strict=True))
         if gradient:
-            flows, logits, gradients = zip(*(batched.loss_gradient(*chunk) for chunk in chunks), strict=True)
+            passes = (batched.loss_gradient(part, of_part, (retained, pairs)) for part, of_part, pairs in chunks)
+            flows, logits, gradients = zip(*passes, strict=True)
             whole_gradient = torch.cat(gradients)
             saliency = frame_saliency(whole_gradient)
             check_saliency(saliency, torch.arange(len(frames)), batched.name)
         else:
-            flows, logits = zip(*(batched.forward(chunk) for chunk, _ in chunks), strict=True)
+            flows, logits = zip(*(batched.forward(chunk) for chunk, *_ in chunks), strict=True)
         whole_logits = torch.cat(logits)
         if int(labels.max()) >= whole_logits.shape[1]:
             raise ValueError(
@@ -65,6 +72,7 @@ def clean_pass(
             logits=whole_logits,
             gradient=whole_gradient if gradient else None,
             saliency=saliency if gradient else None,
+            retained=retained,
         )
 
 

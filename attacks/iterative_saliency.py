@@ -13,7 +13,7 @@ from attacks.attack_result import FirstStep
 from attacks.clean_pass import CleanPass, check_saliency, frame_saliency
 from attacks.noise import stack_generator
 from attacks.retained_pairs import RetainedPairs
-from attacks.victim import BatchedVictim
+from attacks.victim import BatchedVictim, Retain
 
 Order = Literal["salient", "least-salient", "first-to-last", "random"]
 
@@ -88,16 +88,15 @@ class IterativeSaliency(Attack):
         work.step_logits = work.logits.new_full((len(used), length, work.logits.shape[1]), torch.nan)
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
         changed = torch.zeros_like(used[active, 1:])
-        retained = self._retained(work, length) if victim.pairwise else None
 
         for step in range(length):
             if self.refresh and step > 0:
                 if victim is not judge and victim_flow is not None:  # a judge has seen the last frame in the check
-                    retain = _retaining(retained, work, active, used)
+                    retain = _retain(work, active, used)
                     work.pair_forwards[active] += victim.update_flow(
                         work.adversarial, victim_flow, active, changed, retain
                     )
-                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, priority, retained)
+                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, priority)
             else:
                 stack = work.stack[active]
                 frame = _foremost(priority[stack], used[active])
@@ -108,7 +107,7 @@ class IterativeSaliency(Attack):
             work.frame_order[active, step] = frame
             used[active, frame] = True
             changed = _pairs_of(frame, length - 1)
-            retain = _retaining(retained if judge is victim else None, work, active, used)
+            retain = _retain(work, active, used) if judge is victim else None
             if step == 0:
                 self._first_check(work, judge, active, frame, changed, retain)
             else:
@@ -120,12 +119,12 @@ class IterativeSaliency(Attack):
             if not len(active):
                 return
 
-    def _retained(self, work: WorkingSet, length: int) -> RetainedPairs | None:
-        in_memory = self.pairs_at_once or self.batch_size * (length - 1)
+    def retain(self, frames: Tensor, epsilons: int) -> RetainedPairs | None:
+        in_memory = self.pairs_at_once or self.batch_size * (frames.shape[1] - 1)
         pairs = in_memory if self.retained_pairs is None else self.retained_pairs
         # More there are not: those of all rows, and of all clean stacks.
-        most = (len(work.stack) + int(work.stack.max()) + 1) * (length - 1)
-        return RetainedPairs(min(pairs, most), work.stack.device) if pairs else None
+        most = (epsilons + 1) * len(frames) * (frames.shape[1] - 1)
+        return RetainedPairs(min(pairs, most), frames.device) if pairs else None
 
     def _priority(self, saliency: Tensor, frames: Tensor) -> Tensor:
         """(n, T): of the frames that are left, the one with the greatest comes next; the first of equals."""
@@ -146,7 +145,7 @@ class IterativeSaliency(Attack):
         active: Tensor,
         frame: Tensor,
         changed: Tensor,
-        retain: tuple[RetainedPairs, Tensor] | None,
+        retain: Retain | None,
     ) -> None:
         """The judge's flow and logits after the first step: made, or taken from the attack that made it."""
         epsilon, shared = work.epsilon[active], work.first_step
@@ -175,12 +174,11 @@ class IterativeSaliency(Attack):
         active: Tensor,
         used: Tensor,
         priority: Tensor,
-        retained: RetainedPairs | None,
     ) -> tuple[Tensor, Tensor]:
         """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames."""
         keys = _keys(work, active, used)
-        if retained is not None:
-            retained.drop_all_but(keys)
+        if work.retained is not None:
+            work.retained.drop_all_but(keys)
         used = used[active]
         by_saliency = self.order in ("salient", "least-salient")
         if by_saliency:
@@ -189,8 +187,9 @@ class IterativeSaliency(Attack):
         else:
             frame = _foremost(priority[work.stack[active]], used)
             live = _pairs_of(frame, used.shape[1] - 1)
+        flow = None if flow is None else flow[active]
         gradient, forwards, backwards = victim.refreshed_gradient(
-            work.adversarial[active], work.labels[active], None if flow is None else flow[active], live, keys, retained
+            work.adversarial[active], work.labels[active], flow, live, keys, work.retained
         )
         work.pair_forwards[active] += forwards
         work.pair_backwards[active] += backwards
@@ -218,11 +217,13 @@ def _keys(work: WorkingSet, active: Tensor, used: Tensor) -> Tensor:
     return keys.masked_fill(first & second, -1)
 
 
-def _retaining(
-    retained: RetainedPairs | None, work: WorkingSet, active: Tensor, used: Tensor
-) -> tuple[RetainedPairs, Tensor] | None:
-    """Where the active rows' pairs are retained, and their keys (n, T-1)."""
-    return None if retained is None else (retained, _keys(work, active, used))
+def _retain(work: WorkingSet, active: Tensor, used: Tensor) -> Retain | None:
+    """Where the active rows' pairs are retained, with room for them in place of those that no row needs any more."""
+    if work.retained is None:
+        return None
+    keys = _keys(work, active, used)
+    work.retained.drop_all_but(keys)
+    return work.retained, keys
 
 
 def _pairs_of(frame: Tensor, pairs: int) -> Tensor:

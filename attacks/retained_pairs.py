@@ -45,9 +45,10 @@ class RetainedPairs:
         self._outputs: list[Tensor | None] = []
         """(most, …) of each convolution in the order of their calls; a row is a pair's"""
         self._flow: Tensor | None = None
-        self._keys = torch.full((most,), -1, device=device)
-        """of the rows, -1 where they are free"""
-        self._age = torch.zeros(most, dtype=torch.int64, device=device)
+        # Of the rows; -1 is the key of a free one.
+        with torch.inference_mode(False):  # they are written to outside of it
+            self._keys = torch.full((most,), -1, device=device)
+            self._age = torch.zeros(most, dtype=torch.int64, device=device)
         self._estimates = 0
 
     def estimate(self, estimate: Estimate, first: Tensor, second: Tensor, keys: Tensor) -> Tensor:
@@ -73,6 +74,12 @@ class RetainedPairs:
     def drop_all_but(self, keys: Tensor) -> None:
         """Free the rows of pairs that are not among the keys (n,)."""
         self._keys[~torch.isin(self._keys, keys)] = -1
+
+    def clear(self) -> None:
+        """Free all rows and their memory."""
+        self._outputs.clear()
+        self._flow = None
+        self._keys.fill_(-1)
 
     def graph(self, estimate: Estimate, first: Tensor, second: Tensor, keys: Tensor) -> PairGraph:
         """The graph of retained pairs, with the flow that they had.

@@ -193,6 +193,7 @@ class Sweep:
 
     def _clean(self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass:
         gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
+        retained = (attack.retain(frames, len(self.epsilons)) for attack in self.attacks.values())
         with meter.clock(f"clean/{target}"):
             return clean_pass(
                 judge,
@@ -201,6 +202,7 @@ class Sweep:
                 gradient=gradient,
                 batch_size=self.batch_size,
                 pairs_at_once=self.pairs_at_once,
+                retained=next(filter(None, retained), None) if gradient else None,
             )
 
     def _results(
@@ -235,7 +237,8 @@ class Sweep:
                     labels,
                     self.epsilons,
                     stop_on=judge if black_box else None,
-                    clean=clean,
+                    # What it retained is the white box's attacks' alone: others are made beside them.
+                    clean=clean._replace(retained=None) if black_box else clean,
                     stop_on_clean=judged if black_box else None,
                     first_step=None if attack.begins is None else first_steps.get(attack.begins),
                 )

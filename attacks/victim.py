@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from attacks.retained_pairs import PairGraph, RetainedPairs
 
+Retain = tuple[RetainedPairs | None, Tensor]
+"""Where pairs are retained, and their keys (n, T-1), equal for pairs whose two frames are equal; -1 for those that no
+gradient will need."""
+
 
 class PairwiseVictim(Protocol):
     """A system that sees motion: frames -> flow of each adjacent pair -> class."""
@@ -96,12 +100,9 @@ class BatchedVictim:
         flow: Tensor | None,
         rows: Tensor,
         changed: Tensor,
-        retain: tuple[RetainedPairs, Tensor] | None = None,
+        retain: Retain | None = None,
     ) -> Tensor:
-        """Re-estimate, in place, the pairs of `rows` that are set in `changed` (n, T-1).
-
-        Args:
-            retain: where pairs are retained, and their keys (n, T-1), -1 for those that no gradient will need.
+        """Re-estimate, in place, the pairs of `rows` that are set in `changed` (n, T-1), and retain them.
 
         Returns:
             The pairs that the next `logits` of each row cost (n,); a system without flow runs on all of its frames.
@@ -123,15 +124,19 @@ class BatchedVictim:
             ]
         )
 
-    def forward(self, frames: Tensor) -> tuple[Tensor | None, Tensor]:
+    def forward(self, frames: Tensor, retain: Retain | None = None) -> tuple[Tensor | None, Tensor]:
         """Flow (n, T-1, 2, H, W) or None, and logits (n, C), of at most `batch_size` stacks, all pairs estimated."""
         if not self.pairwise:
             return None, self._check_logits(self.victim(frames))
-        estimated = self._estimate(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+        retained, keys = (None, torch.empty(0)) if retain is None else retain
+        pairs = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+        estimated = self._estimate_and_retain(*pairs, keys.flatten(), retained)
         flow = estimated.unflatten(0, (len(frames), -1))
         return flow, self._check_logits(self._classify(flow))
 
-    def loss_gradient(self, frames: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def loss_gradient(
+        self, frames: Tensor, labels: Tensor, retain: Retain | None = None
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Flow, logits and the gradient of each stack's cross-entropy for at most `batch_size` stacks (eq. 1, eq. 2).
 
         Args:
@@ -143,10 +148,10 @@ class BatchedVictim:
         with self._differentiable():
             pairs = len(frames) * (frames.shape[1] - 1)
             if self.pairwise and self.pairs_at_once is not None and pairs > self.pairs_at_once:
-                return self._recomputed_gradient(frames, labels)
+                return self._recomputed_gradient(frames, labels, retain)
             with torch.enable_grad():
                 inputs = frames.detach().requires_grad_()
-                flow, logits = self.forward(inputs)
+                flow, logits = self.forward(inputs, retain)
                 (gradient,) = self._differentiate(self._loss(logits, labels), (inputs,))
             return None if flow is None else flow.detach(), logits.detach(), gradient
 
@@ -182,15 +187,20 @@ class BatchedVictim:
             _, of_flow = self._flow_gradient(flow, labels)
             return self._through_pairs(frames, of_flow, live, keys, retained)
 
-    def _recomputed_gradient(self, frames: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _recomputed_gradient(
+        self, frames: Tensor, labels: Tensor, retain: Retain | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Forward without graph, then backward to the flow, then pair by pair to the frames."""
         first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
         assert self.pairs_at_once is not None
-        estimated = [self._estimate(*pairs) for pairs in _together(self.pairs_at_once, first, second)]
+        every = torch.arange(len(first), device=frames.device).view(len(frames), -1)
+        retained, keys = (None, every) if retain is None else retain
+        pieces = _together(self.pairs_at_once, first, second, keys.flatten())
+        estimated = [self._estimate_and_retain(one, other, key, retained) for one, other, key in pieces]
         flow = torch.cat(estimated).unflatten(0, (len(frames), -1))
         logits, of_flow = self._flow_gradient(flow, labels)
-        every = torch.arange(len(first), device=frames.device).view(len(frames), -1)
-        gradient, _, _ = self._through_pairs(frames, of_flow, torch.ones_like(every, dtype=torch.bool), every)
+        live = torch.ones_like(every, dtype=torch.bool)
+        gradient, _, _ = self._through_pairs(frames, of_flow, live, keys, retained)
         return flow, logits, gradient
 
     def _flow_gradient(self, flow: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,21 +235,20 @@ class BatchedVictim:
         known = torch.zeros_like(needed, dtype=torch.bool) if retained is None else retained.has(needed)
         forwards = torch.bincount(row[occurrences[start[~known]]], minlength=len(frames))
 
-        # A graph is walked whole: pairs that are walked equally often go together. First those that are retained, which
-        # others may replace.
-        for is_new, repeats in torch.stack((~known, times), 1).unique(dim=0).tolist():
-            chosen = ((times == repeats) & (known != is_new)).nonzero().flatten()
-            for which in chosen.split(self.pairs_at_once or self.batch_size * live.shape[1]):
+        # Retained pairs first, which others may replace.
+        walks = [*_walks(known, times, few=frames.is_cuda), *_walks(~known, times, few=False)]
+        for chosen, done, walked in walks:
+            for which, before in _together(self.pairs_at_once or self.batch_size * live.shape[1], chosen, done):
                 at = index[occurrences[start[which]]]
                 pairs = flat[at], flat[at + 1]
-                if is_new or retained is None:
-                    graph = PairGraph(partial(self._estimate_and_retain, keys=needed[which], retained=retained), *pairs)
-                else:
+                if retained is not None and known[which[0]]:
                     graph = retained.graph(self._estimate, *pairs, needed[which])
-                for k in range(repeats):
-                    item = occurrences[start[which] + k]
+                else:
+                    graph = PairGraph(partial(self._estimate_and_retain, keys=needed[which], retained=retained), *pairs)
+                for k in range(walked):
+                    item = occurrences[start[which] + before + k]
                     seed = of_flow[row[item], pair[item]].to(graph.flow.dtype)
-                    of_pairs = self._differentiate(graph.flow, graph.frames, seed, keep=k + 1 < repeats)
+                    of_pairs = self._differentiate(graph.flow, graph.frames, seed, keep=k + 1 < walked)
                     # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
                     for offset, of_frame in enumerate(of_pairs):
                         gradient.index_add_(0, index[item] + offset, of_frame)
@@ -305,6 +314,23 @@ class BatchedVictim:
 
     def _classify(self, flow: Tensor) -> Tensor:
         return cast(PairwiseVictim, self.victim).classify(flow)
+
+
+def _walks(wanted: Tensor, times: Tensor, *, few: bool) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Wanted pairs that are in one graph, how often each was walked before (n,), and how often the graph is walked.
+
+    A graph is walked whole: pairs that are walked equally often go together, each in one graph. On a GPU a walk through
+    few pairs takes as long as one through many: with `few`, graphs are walked 1, 2, 4 … times and a pair is in several.
+    """
+    most = int(times.max()) if len(times) else 0
+    if few:
+        for walked in (1 << power for power in range(most.bit_length())):
+            chosen = (wanted & (times & walked > 0)).nonzero().flatten()
+            yield chosen, times[chosen] & (walked - 1), walked
+    else:
+        for walked in times[wanted].unique().tolist():
+            chosen = (wanted & (times == walked)).nonzero().flatten()
+            yield chosen, torch.zeros_like(chosen), walked
 
 
 def _together(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

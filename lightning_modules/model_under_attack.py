@@ -35,7 +35,7 @@ class ModelUnderAttack(LightningModule):
         crop: side of the centre crop that the classifier sees, pixels.
         eight_bit: round the flow to the codec's 8-bit levels, as the stored flow is; the gradient passes the rounding.
         precision: "float32", or "bfloat16" for autocast, about twice as fast or more where the hardware has it, with
-            5 % of the gradient's signs another; flow, warps, norms and logits stay float32.
+            5 % of the gradient's signs another; flow, warps, norms and logits stay float32 (TF32 where it is allowed).
         num_classes: needed without a checkpoint that stores its classes; the command line links the dataset's.
 
     Raises:
@@ -150,8 +150,9 @@ class ModelUnderAttack(LightningModule):
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _precision_in_use(self) -> str:
-        float32_is_tf32 = self.precision == "float32" and torch.get_float32_matmul_precision() != "highest"
-        return "tf32" if float32_is_tf32 else self.precision
+        if torch.get_float32_matmul_precision() == "highest":
+            return self.precision
+        return "tf32" if self.precision == "float32" else f"{self.precision}, tf32"
 
     def _check_flow(self) -> None:
         """Whether the classifier was trained on this estimator's flow, where its checkpoint says on which."""

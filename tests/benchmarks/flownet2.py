@@ -7,20 +7,17 @@ how many signs of the frames' gradient agree with float64.
 
 import argparse
 import statistics
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from arithmetic import MODES, arithmetic, matrix_rate, operations
 from side_by_side import median_ratio, side_by_side
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.flownet_networks import VARIANTS
-
-MODES = ("float32", "TF32", "bfloat16")
 
 
 class Pass:
@@ -55,35 +52,6 @@ def moving_texture(pairs: int, height: int, width: int) -> Tensor:
     """Frames (pairs, 2, 3, H, W) in [0, 1], each second one shifted by two pixels."""
     texture = F.interpolate(torch.rand(pairs, 3, height // 6, width // 6), size=(height, width + 2), mode="bicubic")
     return torch.stack((texture[..., 2:], texture[..., :-2]), 1).clamp(0, 1)
-
-
-@contextmanager
-def arithmetic(mode: str, device: str) -> Iterator[None]:
-    """float32 as it is, as TF32, or bfloat16 autocast."""
-    torch.set_float32_matmul_precision("high" if mode == "TF32" else "highest")
-    torch.backends.cudnn.allow_tf32 = mode == "TF32"
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=mode == "bfloat16"):
-        yield
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-
-
-def matrix_rate(mode: str, device: str) -> float:
-    """Floating-point operations per second of a large matrix product."""
-    side = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device) for _ in range(2))
-    if mode == "bfloat16":
-        a, b = a.bfloat16(), b.bfloat16()
-    with arithmetic(mode if mode != "bfloat16" else "float32", device):
-        seconds = side_by_side({"product": lambda: a @ b}, rounds=11, warm_up=3)["product"]
-    return 2 * side**3 / statistics.median(seconds)
-
-
-def operations(run) -> int:
-    """Floating-point operations of the convolutions and products in a call."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 def against_convolutions(estimator: nn.Module, frames: Tensor, rounds: int) -> None:

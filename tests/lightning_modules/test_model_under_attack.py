@@ -288,7 +288,7 @@ def test_a_trainer_checks_the_classes(tmp_path: Path) -> None:
         trainer(tmp_path, devices=1).test(model, Data(["a", "b", "z"]), verbose=False)
 
 
-def test_bfloat16_changes_little_and_is_told() -> None:
+def test_bfloat16_changes_little_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     parts = {
         "estimator": FlowNet2Estimator(variant="FlowNet2S", width=0.125),
@@ -310,6 +310,8 @@ def test_bfloat16_changes_little_and_is_told() -> None:
     gradient, wanted = (torch.autograd.grad(out.logsumexp(1).sum(), clip)[0].sign() for out in (logits, expected))
     assert 0.8 < (gradient == wanted).float().mean() < 1
     assert (exact.settings["precision"], fast.settings["precision"]) == ("float32", "bfloat16")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert (exact.settings["precision"], fast.settings["precision"]) == ("tf32", "bfloat16, tf32")
 
 
 def test_an_unknown_precision_is_named() -> None:
