@@ -124,6 +124,7 @@ class Attack(ABC):
             frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
             batched_victim = BatchedVictim(victim, self.batch_size, self.pairs_at_once)
             batched_judge = batched_victim if judge is victim else BatchedVictim(judge, self.batch_size)
+            retained = self.retain(frames, len(epsilons))
             if clean is None and (self.needs_gradient or judge is victim):
                 clean = clean_pass(
                     victim,
@@ -132,7 +133,7 @@ class Attack(ABC):
                     gradient=self.needs_gradient,
                     batch_size=self.batch_size,
                     pairs_at_once=self.pairs_at_once,
-                    retained=self.retain(frames, len(epsilons)),
+                    retained=retained,
                 )
             judged = clean if judge is victim else stop_on_clean
             if judged is None:
@@ -143,7 +144,7 @@ class Attack(ABC):
             else:
                 _check_clean(clean, frames, batched_victim, gradient=self.needs_gradient)
 
-            count, retained = len(epsilons), self.retain(frames, len(epsilons))
+            count = len(epsilons)
             attacked = judged.logits.argmax(1) == labels
             work = WorkingSet(
                 stack=torch.arange(len(frames), device=frames.device).repeat(count),

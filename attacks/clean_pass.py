@@ -40,9 +40,9 @@ def clean_pass(
     """Run `victim` on frames (B, T, 3, H, W) in [0, 1] with labels (B,), at most `batch_size` stacks at once.
 
     Without `gradient` the victim need not be differentiable: the form for a system that only judges. With one, the
-    graphs of at most `pairs_at_once` frame pairs are in memory together; where a batch has more, each pair is estimated
-    twice, first without and then with its graph. None keeps the graphs of a whole batch. `retained`, from an attack's
-    `retain`, is filled with the pairs: pair n of stack b by the key b·(T-1) + n.
+    graphs of at most `pairs_at_once` frame pairs are in memory together; where a batch has more, each pair that is not
+    retained is estimated twice, first without and then with its graph. None keeps the graphs of a whole batch.
+    `retained`, from an attack's `retain`, is filled with the pairs: pair n of stack b by the key b·(T-1) + n.
 
     Raises:
         ValueError: bad frames or labels, or a gradient asked of a victim that has none.

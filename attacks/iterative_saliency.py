@@ -32,10 +32,11 @@ class IterativeSaliency(Attack):
         seed: of the random order.
         batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a whole
-            pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice.
-        retained_pairs: of `refresh`: most frame pairs of which the outputs of the convolutions are retained from steps
-            for the gradients after them, which need not estimate them again; None retains as many as may have their
-            graphs in memory (`pairs_at_once`), 0 none. Results are the same.
+            pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice that is
+            not retained.
+        retained_pairs: of `refresh`: most frame pairs of which the outputs of the convolutions are retained, from the
+            clean pass and from the steps, for the gradients after them, which need not estimate them again; None
+            retains as many as may have their graphs in memory (`pairs_at_once`), 0 none. Results are the same.
 
     Raises:
         ValueError: an unknown order; retained_pairs below 0, or given without `refresh`.

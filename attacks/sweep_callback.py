@@ -56,7 +56,8 @@ class SweepCallback(pl.Callback):
         batch_size: stacks in one attack call. It bounds the memory, together with the number of ε.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient of the default attacks and of
             the clean pass; None keeps those of a whole pass. Of FlowNet2 at 256×320 a pair keeps 0.3 GB, the 80 of
-            eight stacks 23 GB. With fewer, the clean pass estimates each pair twice. Results are the same.
+            eight stacks 23 GB. With fewer, the clean pass estimates each pair twice that is not retained. Results are
+            the same.
         retained_pairs: most frame pairs of which the default iterative_saliency_rg retains what the convolutions gave,
             in the white box's thread and in that of each black box, so that a gradient need not estimate them again;
             None retains as many as may have their graphs in memory, 0 none. Of FlowNet2 at 256×320 a pair takes

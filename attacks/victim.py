@@ -235,20 +235,21 @@ class BatchedVictim:
         known = torch.zeros_like(needed, dtype=torch.bool) if retained is None else retained.has(needed)
         forwards = torch.bincount(row[occurrences[start[~known]]], minlength=len(frames))
 
-        # Retained pairs first, which others may replace.
-        walks = [*_walks(known, times, few=frames.is_cuda), *_walks(~known, times, few=False)]
-        for chosen, done, walked in walks:
-            for which, before in _together(self.pairs_at_once or self.batch_size * live.shape[1], chosen, done):
+        # A graph is walked whole: pairs that are walked equally often go together. First those that are retained, which
+        # others may replace.
+        for is_new, repeats in torch.stack((~known, times), 1).unique(dim=0).tolist():
+            chosen = ((times == repeats) & (known != is_new)).nonzero().flatten()
+            for which in chosen.split(self.pairs_at_once or self.batch_size * live.shape[1]):
                 at = index[occurrences[start[which]]]
                 pairs = flat[at], flat[at + 1]
-                if retained is not None and known[which[0]]:
-                    graph = retained.graph(self._estimate, *pairs, needed[which])
-                else:
+                if is_new or retained is None:
                     graph = PairGraph(partial(self._estimate_and_retain, keys=needed[which], retained=retained), *pairs)
-                for k in range(walked):
-                    item = occurrences[start[which] + before + k]
+                else:
+                    graph = retained.graph(self._estimate, *pairs, needed[which])
+                for k in range(repeats):
+                    item = occurrences[start[which] + k]
                     seed = of_flow[row[item], pair[item]].to(graph.flow.dtype)
-                    of_pairs = self._differentiate(graph.flow, graph.frames, seed, keep=k + 1 < walked)
+                    of_pairs = self._differentiate(graph.flow, graph.frames, seed, keep=k + 1 < repeats)
                     # Eq. 1: frame n is the first frame of pair n and the second frame of pair n-1.
                     for offset, of_frame in enumerate(of_pairs):
                         gradient.index_add_(0, index[item] + offset, of_frame)
@@ -314,23 +315,6 @@ class BatchedVictim:
 
     def _classify(self, flow: Tensor) -> Tensor:
         return cast(PairwiseVictim, self.victim).classify(flow)
-
-
-def _walks(wanted: Tensor, times: Tensor, *, few: bool) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Wanted pairs that are in one graph, how often each was walked before (n,), and how often the graph is walked.
-
-    A graph is walked whole: pairs that are walked equally often go together, each in one graph. On a GPU a walk through
-    few pairs takes as long as one through many: with `few`, graphs are walked 1, 2, 4 … times and a pair is in several.
-    """
-    most = int(times.max()) if len(times) else 0
-    if few:
-        for walked in (1 << power for power in range(most.bit_length())):
-            chosen = (wanted & (times & walked > 0)).nonzero().flatten()
-            yield chosen, times[chosen] & (walked - 1), walked
-    else:
-        for walked in times[wanted].unique().tolist():
-            chosen = (wanted & (times == walked)).nonzero().flatten()
-            yield chosen, torch.zeros_like(chosen), walked
 
 
 def _together(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -11,7 +11,6 @@ from attacks.clean_pass import clean_pass
 from attacks.iterative_saliency import IterativeSaliency, Order
 from attacks.retained_pairs import PairGraph, RetainedPairs
 from attacks.settings import attack_settings
-from attacks.victim import _walks
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.raft import RAFT
 
@@ -71,39 +70,6 @@ def test_results_do_not_depend_on_it_and_what_is_saved_is_counted(seed, transfer
     assert of_anew - computed == int((anew.pair_forwards - result.pair_forwards).sum())
     saved = of_anew - computed
     assert saved > 0 if retained == 10_000 else saved >= 0
-
-
-@pytest.mark.parametrize(("seed", "transfer"), CASES)
-def test_results_do_not_depend_on_how_often_a_graph_is_walked(seed, transfer, attack, monkeypatch):
-    """As on a GPU."""
-    expected = attack(seed, transfer)[0]
-    walked = []
-
-    def in_powers_of_two(wanted: Tensor, times: Tensor, *, few: bool):
-        for part in _walks(wanted, times, few=True):
-            walked.append(part[-1])
-            yield part
-
-    monkeypatch.setattr("attacks.victim._walks", in_powers_of_two)
-    result = attack(seed, transfer)[0]
-    assert {1, 2} <= set(walked) <= {1, 2, 4}
-    assert torch.equal(result.frame_order, expected.frame_order)
-    assert torch.equal(result.adversarial, expected.adversarial)
-    assert torch.equal(result.pair_backwards, expected.pair_backwards)
-
-
-@pytest.mark.parametrize("few", [False, True])
-def test_walks_are_those_wanted(few):
-    times = torch.tensor([1, 2, 3, 7, 7, 12, 5, 4])
-    wanted = torch.tensor([True, True, True, True, True, True, False, True])
-    seen = torch.zeros_like(times)
-    graphs = 0
-    for chosen, before, walked in _walks(wanted, times, few=few):
-        assert torch.equal(before, seen[chosen])  # each occurrence once
-        seen[chosen] += walked
-        graphs += len(chosen) > 0
-    assert torch.equal(seen, times * wanted)
-    assert graphs == (4 if few else 6)
 
 
 def test_what_a_clean_pass_retained_is_one_attacks(system, stacks, computed):
