@@ -2,9 +2,9 @@
 
 The paper's sweep, three attacks × seven ε, by the adversarial-robustness-toolbox one stack a call, by the plain
 algorithm batched over stacks (each attack and ε by itself, whole forwards), and by the engine; side by side in one
-run, each after an untimed sweep of what it has in memory at once, with what each put through the networks and how much
-of the device's measured matrix rate that is. All stacks are attacked: each is labelled with what the system says of it
-when clean.
+run, each after an untimed sweep of what it has in memory at once, with what each put through the networks and, on a
+GPU, how much of its measured matrix rate that is. All stacks are attacked: each is labelled with what the system says
+of it when clean.
 `--limit`: the clean pass beside the bare networks. `--precisions`: how many verdicts change in float32, TF32, bfloat16.
 """
 
@@ -131,18 +131,23 @@ def whole_sweep(
         print(f"{ATTACKS[method]:10} lost {lost:6.1%}; mean frames of the lost {of_lost:5.2f}, ", end="")
         print(f"of all {lengths.mean().item():5.2f}")
     pairs = {name: of_name.pairs + of_name.pairs_back for name, of_name in passes.items()}
-    costs, rate = cost_of_each(system, frames[:1]), matrix_rate(options.precision.removesuffix("+TF32"), options.device)
+    costs, peak = cost_of_each(system, frames[:1]), None
+    if frames.is_cuda:  # a CPU's products are no limit to its convolutions
+        peak = matrix_rate(options.precision.removesuffix("+TF32"), options.device)
     print(f"{'':22} per engine's:  {'':14}  pairs  stacks")
-    print("             seconds  seconds  CPU s  pairs  forwards backwards  forwards backwards    TFLOP", end="")
-    print(f"  of {rate / 1e12:.3g} TFLOP/s")
+    print(
+        "             seconds  seconds  CPU s  pairs  forwards backwards  forwards backwards    TFLOP TFLOP/s", end=""
+    )
+    print(f"  of {peak / 1e12:.3g}" if peak else "")
     for name in contenders:
         ratio = median_ratio(seconds[name], seconds["engine"])
         work = sum(count * cost for count, cost in zip(passes[name], costs, strict=True))
         print(f"{name:10} {statistics.median(seconds[name]):9.2f} {ratio:8.2f}", end="")
         print(f" {processor[name] / processor['engine']:6.2f} {pairs[name] / pairs['engine']:6.2f}", end="")
         print(f" {passes[name].pairs:9} {passes[name].pairs_back:9} {passes[name].stacks:9}", end="")
-        print(f" {passes[name].stacks_back:9} {work / 1e12:8.2f}", end="")
-        print(f" {work / statistics.median(seconds[name]) / rate:8.1%}")
+        rate = work / statistics.median(seconds[name])
+        print(f" {passes[name].stacks_back:9} {work / 1e12:8.2f} {rate / 1e12:7.3g}", end="")
+        print(f" {rate / peak:7.1%}" if peak else "")
     forwards, backwards = required(engine.results, len(frames))
     print(f"required   {'':32} {forwards:9} {backwards:9}   ", end="")
     print(f"pairs of the engine / required: {pairs['engine'] / (forwards + backwards):.3f}")
