@@ -12,7 +12,7 @@ if [ "${SMALL:-}" ]; then
     tiny="--width 0.125 --size 64 64 --crop 64 --stacks 1 --epsilons 0.01 0.02"
     full=$tiny small=$tiny
 else
-    full="--stacks 12 --epsilons 0.005 0.01 0.015 0.02 0.025 0.03 0.035"
+    full="--stacks 12"
     small="--stacks 24"
 fi
 # shellcheck disable=SC2086

@@ -234,7 +234,7 @@ def against_the_networks(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="FlowNet2 and ResNet-152 at 256×320, two ε")
+    parser.add_argument("--full", action="store_true", help="FlowNet2 and ResNet-152 at 256×320")
     parser.add_argument("--limit", action="store_true", help="the clean pass beside the bare networks instead")
     parser.add_argument(
         "--precisions", action="store_true", help="what the engine says in each precision instead, beside float64"
@@ -242,8 +242,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--crop", type=int)
     parser.add_argument("--width", type=float, default=1.0, help="share of the flow network's published channel counts")
-    parser.add_argument("--stacks", type=int, default=8 if torch.cuda.is_available() else 4)
-    parser.add_argument("--epsilons", type=float, nargs="+")
+    parser.add_argument("--stacks", type=int, help="4, or 1 at full size; 8 on a GPU")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=EPSILONS)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs-at-once", type=int)
     parser.add_argument("--retained-pairs", type=int)
@@ -256,12 +256,13 @@ def main() -> None:
     size = tuple(options.size or ((256, 320) if options.full else (128, 160)))
     crop = options.crop or (224 if options.full else 112)
     variant, depth = ("FlowNet2", 152) if options.full else ("FlowNet2S", 18)
-    epsilons = tuple(options.epsilons or ((0.005, 0.02) if options.full else EPSILONS))
+    epsilons = tuple(options.epsilons)
+    stacks = options.stacks or (8 if options.device == "cuda" else 1 if options.full else 4)
     system = make_system(variant, options.width, depth, crop).to(options.device)
-    frames = moving_textures(options.stacks, *size).to(options.device)
+    frames = moving_textures(stacks, *size).to(options.device)
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
-        f"{variant} + ResNet-{depth}, {options.stacks} stacks of {size[0]} × {size[1]}, {len(epsilons)} ε, {name}, ",
+        f"{variant} + ResNet-{depth}, {stacks} stacks of {size[0]} × {size[1]}, {len(epsilons)} ε, {name}, ",
         end="",
     )
     print(f"{options.precision}, torch {torch.__version__}, {options.rounds} rounds", flush=True)
