@@ -56,7 +56,7 @@ class RetainedPairs:
         pairs = (keys >= 0).nonzero().flatten()[: self.most]
         rows = torch.where(self._keys < 0, -1, self._age).argsort(stable=True)[: len(pairs)]
         self._keys[rows] = -1
-        with _Recording(self._outputs, self.most, pairs, rows, len(keys)):
+        with Recording(self._outputs, self.most, pairs, rows, len(keys)):
             flow = estimate(first, second)
         if any(output is not None for output in self._outputs):
             if self._flow is None:
@@ -90,7 +90,7 @@ class RetainedPairs:
         assert self._flow is not None
         order = self._keys.argsort()
         rows = order[torch.searchsorted(self._keys[order], keys)]
-        with _Replay(self._outputs, rows):
+        with Replay(self._outputs, rows):
             graph = PairGraph(estimate, first, second)
         had = self._flow[rows]
         if not torch.allclose(graph.flow, had, TOLERANCE, TOLERANCE, equal_nan=True):
@@ -102,7 +102,7 @@ class RetainedPairs:
         return graph
 
 
-class _Recording(TorchDispatchMode):
+class Recording(TorchDispatchMode):
     """Copies the outputs of convolutions, those of `pairs` into `rows`: a system may go on to change them in place."""
 
     def __init__(self, outputs: list[Tensor | None], most: int, pairs: Tensor, rows: Tensor, batch: int) -> None:
@@ -134,7 +134,7 @@ def _table(output: Tensor, rows: int) -> Tensor:
     return output.new_empty_strided((rows, *row.shape), (row.numel(), *row.stride()))
 
 
-class _Replay(TorchDispatchMode):
+class Replay(TorchDispatchMode):
     """Gives `rows` of the outputs in place of the convolutions; autograd, above, makes its graph as ever."""
 
     def __init__(self, outputs: list[Tensor | None], rows: Tensor) -> None:

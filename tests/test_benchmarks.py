@@ -1,12 +1,18 @@
 """The benchmark commands run and say what they measured; their figures are for an idle machine."""
 
+import importlib
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+aten = torch.ops.aten
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
@@ -57,10 +63,52 @@ def test_sweep_engine():
         *("sweep_engine.py", "--device=cpu", "--stacks=1", "--size", "64", "64", "--crop=56"),
         *("--epsilons", "0.01", "0.03", "--rounds=1", "--width=0.125"),
     )
-    shares = [float(s) for s in re.findall(r"^(?:toolbox|plain) .* ([\d.]+)$", printed, re.M)]
-    assert len(shares) == 2 and shares[0] > shares[1] > 1.5, printed
-    assert float(re.search(r"backwards alone ([\d.]+)", printed)[1]) == 1, printed
+    rows = re.findall(r"^(toolbox|plain|engine|required) +([\d. ]+)", printed, re.M)
+    figures = {name: [float(figure) for figure in row.split()] for name, row in rows}
+    assert len(figures["toolbox"]) == len(figures["plain"]) == len(figures["engine"]) == 10, printed
+    pairs = {name: sum(row[4:6]) for name, row in figures.items() if name != "required"}
+    assert pairs["toolbox"] > pairs["plain"] > 1.5 * pairs["engine"], printed
+    for name, row in figures.items():
+        if name != "required":
+            assert row[3] == pytest.approx(pairs[name] / pairs["engine"], abs=0.01), printed
+    assert figures["engine"][4:6] == figures["required"][:2], printed
     assert len(re.findall(r"differ from \w+'s: 0 of 6", printed)) == 2, printed
+
+
+def test_passes_are_those_of_the_last_convolution(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    contenders, benchmark = (importlib.import_module(name) for name in ("sweep_contenders", "sweep_engine"))
+    torch.manual_seed(0)
+    system, frames = contenders.make_system("FlowNet2S", 0.125, 18, 56), contenders.moving_textures(2, 64, 64)
+    weight = [m.weight for m in system.estimator.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))][-1]
+    computed = [0, 0]
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            for i, kind in enumerate((aten.convolution.default, aten.convolution_backward.default)):
+                if func is kind and args[1 + i].data_ptr() == weight.data_ptr():
+                    computed[i] += len(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Counting(), torch.no_grad():
+        counter = benchmark.Counter(system)
+        labels = system(frames).argmax(1)
+        contenders.Engine(8, None, 7)(system, frames, labels, (0.005, 0.02))
+        passes = counter.stop()
+    assert [passes.pairs, passes.pairs_back] == computed
+    assert passes.stacks > passes.stacks_back > 2
+    results = contenders.Engine(8, None, None)
+    results(system, frames, labels, (0.005, 0.02))
+    assert passes.pairs > benchmark.required(results.results, 2)[0]  # seven retained are too few
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_to_show_runs_on_a_cpu():
+    command = ["sh", BENCHMARKS / "gpu.sh"]
+    environment = {**os.environ, "SMALL": "1", "PYTHON": sys.executable}
+    result = subprocess.run(command, cwd=BENCHMARKS.parents[1], env=environment, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().count("sweep_engine.py ") == 5
 
 
 def test_sweep_engine_limit():

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from attacks.clean_pass import clean_pass
-from attacks.retained_pairs import _Replay
+from attacks.retained_pairs import Replay
 from attacks.sweep_callback import EPSILONS
 from lightning_modules.model_under_attack import ModelUnderAttack
 
@@ -54,7 +54,7 @@ class Counter:
 
     def _seen(self, output: Tensor, what: str, dims: int) -> None:
         rows = output.shape[:dims].numel()
-        if not isinstance(_get_current_dispatch_mode(), _Replay):
+        if not isinstance(_get_current_dispatch_mode(), Replay):
             self._add(what, rows)
         if output.requires_grad:
             output.register_hook(lambda _: self._add(f"{what}_back", rows))
