@@ -55,7 +55,10 @@ def clean_pass(
         keys = torch.arange(len(frames) * (frames.shape[1] - 1), device=frames.device).view(len(frames), -1)
         chunks = list(zip(*(tensor.split(batch_size) for tensor in (frames, labels, keys)), strict=True))
         if gradient:
-            passes = (batched.loss_gradient(part, of_part, (retained, pairs)) for part, of_part, pairs in chunks)
+            passes = (
+                batched.loss_gradient(part, of_part, None if retained is None else (retained, of_pairs))
+                for part, of_part, of_pairs in chunks
+            )
             flows, logits, gradients = zip(*passes, strict=True)
             whole_gradient = torch.cat(gradients)
             saliency = frame_saliency(whole_gradient)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attacks.retained_pairs import PairGraph, RetainedPairs
 
-Retain = tuple[RetainedPairs | None, Tensor]
+Retain = tuple[RetainedPairs, Tensor]
 """Where pairs are retained, and their keys (n, T-1), equal for pairs whose two frames are equal; -1 for those that no
 gradient will need."""
 

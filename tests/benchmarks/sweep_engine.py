@@ -200,15 +200,13 @@ def precisions(
 @contextmanager
 def in_precision(system: ModelUnderAttack, precision: str) -> Iterator[None]:
     """The system in bfloat16 by its own option, which leaves flow and warps in float32 or, with "+TF32", in that."""
-    system.precision = "bfloat16" if "bfloat16" in precision else "float32"
+    before, system.precision = system.precision, "bfloat16" if "bfloat16" in precision else "float32"
     with arithmetic("TF32" if "TF32" in precision else "float32", next(system.parameters()).device.type):
         yield
+    system.precision = before
 
 
-def against_the_networks(
-    system: ModelUnderAttack, frames: Tensor, epsilons: tuple[float, ...], options: argparse.Namespace
-) -> None:
-    del epsilons
+def against_the_networks(system: ModelUnderAttack, frames: Tensor, options: argparse.Namespace) -> None:
     with torch.no_grad():
         labels = system(frames).argmax(1)
 
@@ -266,18 +264,18 @@ def main() -> None:
         end="",
     )
     print(f"{options.precision}, torch {torch.__version__}, {options.rounds} rounds", flush=True)
-    if options.full or options.precisions:  # the last frames decide: some stacks are lost, others not
-        set_apart(
-            system,
-            frames[:1],
-            {"batch_size": 1, "pairs_at_once": options.pairs_at_once},
-            11 if options.precisions else 3,
-        )
+    one_stack = {"batch_size": 1, "pairs_at_once": options.pairs_at_once}
     if options.precisions:
+        set_apart(system, frames[:1], one_stack, frames=LENGTH)  # some stacks are lost, others not
         precisions(system, frames, epsilons, options)
         return
+    if options.full:
+        set_apart(system, frames[:1], one_stack, frames=3)
     with in_precision(system, options.precision):
-        (against_the_networks if options.limit else whole_sweep)(system, frames, epsilons, options)
+        if options.limit:
+            against_the_networks(system, frames, options)
+        else:
+            whole_sweep(system, frames, epsilons, options)
 
 
 if __name__ == "__main__":
