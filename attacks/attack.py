@@ -37,6 +37,8 @@ class WorkingSet:
     """(R, C) of the judge"""
     frame_order: Tensor
     """(R, T)"""
+    no_gradient: Tensor
+    """(R,) bool"""
     pair_forwards: Tensor
     """(R,)"""
     pair_backwards: Tensor
@@ -155,6 +157,7 @@ class Attack(ABC):
                 flow=None if judged.flow is None else judged.flow.repeat(count, 1, 1, 1, 1),
                 logits=judged.logits.repeat(count, 1),
                 frame_order=torch.full((count * len(frames), frames.shape[1]), -1, device=frames.device),
+                no_gradient=torch.zeros_like(attacked).repeat(count),
                 pair_forwards=torch.zeros_like(labels).repeat(count),
                 pair_backwards=torch.zeros_like(labels).repeat(count),
                 first_step=first_step,
@@ -176,6 +179,7 @@ class Attack(ABC):
                 success=success.unflatten(0, shape),
                 frames_perturbed=(work.frame_order >= 0).sum(1).unflatten(0, shape),
                 frame_order=work.frame_order.unflatten(0, shape),
+                no_gradient=work.no_gradient.unflatten(0, shape),
                 step_logits=None if work.step_logits is None else work.step_logits.unflatten(0, shape),
                 pair_forwards=work.pair_forwards.unflatten(0, shape),
                 pair_backwards=work.pair_backwards.unflatten(0, shape),

@@ -40,6 +40,8 @@ class AttackResult(NamedTuple):
     """(E, B) int64"""
     frame_order: Tensor
     """(E, B, T) int64: the perturbed frames in the order of perturbation, then -1"""
+    no_gradient: Tensor
+    """(E, B) bool: the attack stood still because the gradient was zero everywhere, which says nothing of robustness"""
     step_logits: Tensor | None
     """(E, B, T, C), of the judge after each of these frames, then NaN; None for an attack on all frames at once"""
     pair_forwards: Tensor

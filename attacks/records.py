@@ -15,6 +15,11 @@ from attacks.whole_file import append_lines
 CLEAN = "clean"
 """The name that rows without an attack (ε = 0) carry in `attack`."""
 
+NO_GRADIENT = "no gradient"
+"""The fault of a row whose attack stood still because the gradient was zero everywhere."""
+NOT_FINITE = "not finite"
+"""The fault of a row without a verdict: logits or a gradient were NaN or infinite."""
+
 _CLOSING = b'{"clip_complete": '
 
 
@@ -70,6 +75,8 @@ class Record(NamedTuple):
     flicker: float | None = None
     flow_epe: float | None = None
     """of the target's flow of the adversarial frames against that of the clean ones, pixels"""
+    fault: str | None = None
+    """NO_GRADIENT or NOT_FINITE where the row says nothing of robustness; of a video, where that is so of a stack"""
 
 
 class Cost(NamedTuple):

@@ -296,6 +296,7 @@ def _unperturbed(frames: Tensor, labels: Tensor, clean: CleanPass) -> AttackResu
         success=torch.zeros_like(labels, dtype=torch.bool)[None],
         frames_perturbed=torch.zeros_like(labels)[None],
         frame_order=torch.full((1, *frames.shape[:2]), -1, device=frames.device),
+        no_gradient=torch.zeros_like(labels, dtype=torch.bool)[None],
         step_logits=None,
         pair_forwards=pairs,
         pair_backwards=torch.zeros_like(pairs) if clean.gradient is None else pairs,

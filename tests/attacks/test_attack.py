@@ -238,6 +238,7 @@ def _at_zero(result, judged, frames):
         success=torch.zeros_like(result.success[:1]),
         frames_perturbed=none,
         frame_order=torch.full_like(result.frame_order[:1], -1),
+        no_gradient=torch.zeros_like(result.no_gradient[:1]),
         step_logits=None if result.step_logits is None else torch.full_like(result.step_logits[:1], torch.nan),
         pair_forwards=none,
         pair_backwards=none,
