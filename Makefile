@@ -74,7 +74,7 @@ export WANDB_RUN_GROUP ?= $(PRESET)
 .PHONY: check-paths export-clips evaluate-clips wandb-workspace
 .PHONY: import-flow flow-tvl1 flow-farneback flow-flownet2 verify-tvl1 verify-farneback verify-flownet2
 .PHONY: repair-tvl1 repair-farneback repair-flownet2 test test-all lint format clean FORCE
-.PHONY: bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep bench-gpu bench-report
+.PHONY: bench-correlation bench-flownet2 bench-extraction bench-flow-reading bench-sweep bench-loss bench-gpu bench-report
 
 help: ## print the targets
 	@echo "make TARGET [PRESET=$(subst $() ,|,$(strip $(PRESETS)))] [UCF101=DIR] [RUNS=DIR] [SWEEP=DIR] [DEVICES=N] [NODES=N]"
@@ -184,6 +184,9 @@ bench-flownet2: $(INSTALLED) ## FlowNet2 beside its bare convolutions; pairs per
 
 bench-sweep: $(INSTALLED) ## the sweep engine beside the adversarial-robustness-toolbox and the plain algorithm (BENCH_ARGS="--full", "--limit")
 	$(ON_HEAP) $(VENV)/bin/python tests/benchmarks/sweep_engine.py $(BENCH_ARGS)
+
+bench-loss: $(INSTALLED) ## accuracy under attack by the loss and the scale of the logits (BENCH_ARGS="--config configs/small/attack-sweep.yaml": a trained system)
+	$(VENV)/bin/python tests/benchmarks/loss.py $(BENCH_ARGS)
 
 bench-gpu: $(INSTALLED) ## bench-sweep's figures of a GPU, one after another
 	PYTHON=$(VENV)/bin/python sh tests/benchmarks/gpu.sh

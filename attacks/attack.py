@@ -3,6 +3,7 @@
 An attack is a function of tensors, written as a callable object that holds its options.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,16 @@ from torch import Tensor
 
 from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, check_stacks, clean_pass, usable
+from attacks.loss import Loss, check_loss
 from attacks.retained_pairs import RetainedPairs
 from attacks.victim import BatchedVictim, Victim, under_attack
+
+NO_GRADIENT = (
+    "the gradient of {victim} is zero everywhere for some stacks: {attack} could not move them, and that they stand "
+    "says nothing of robustness (result.no_gradient tells which). Look for round(), a detached part, a softmax at the "
+    "end or saturated logits; loss='cross-entropy' has this fault by itself"
+)
+_MAKE_IT = "make it with clean_pass(victim, frames, labels) of this victim, these frames and these labels"
 
 
 @dataclass
@@ -67,6 +76,11 @@ class Attack(ABC):
         batch_size: most stacks in one pass of a system; flow is estimated for at most as many pairs as they hold.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a whole
             pass. Results are the same; with fewer than a batch has, the clean pass estimates each pair twice.
+        loss: what the attack climbs (`attacks.loss`). The log-odds are the paper's attack, computed so that no margin
+            is too large; the cross-entropy is what the toolbox climbs, and fails above margins of 16.6 in float32.
+
+    Raises:
+        ValueError: an option below 1, an unknown loss.
     """
 
     name: str
@@ -80,12 +94,14 @@ class Attack(ABC):
     """Frame pairs that it retains for its gradients. A sweep makes attacks with any first: of a first step that is
     shared they would have none."""
 
-    def __init__(self, batch_size: int = 8, pairs_at_once: int | None = None) -> None:
+    def __init__(self, batch_size: int = 8, pairs_at_once: int | None = None, loss: Loss = "log-odds") -> None:
         for option, value in (("batch_size", batch_size), ("pairs_at_once", pairs_at_once)):
             if value is not None and value < 1:
                 raise ValueError(f"{option} is {value}: at least 1 is needed")
+        check_loss(loss)
         self.batch_size = batch_size
         self.pairs_at_once = pairs_at_once
+        self.loss = loss
 
     def __call__(
         self,
@@ -104,6 +120,9 @@ class Attack(ABC):
         system's (section 5.3), which need not be differentiable. A batch gives what its stacks give one by one, up to
         the rounding of the systems themselves, whose kernels may depend on the batch. At ε = 0 the input is returned.
 
+        Colours come after time: frames (B, 3, T, H, W), as 3D networks take them, are refused unless T is 3, when
+        nothing tells them from (B, T, 3, H, W). A warning says where a gradient of zero left stacks without an attack.
+
         Args:
             clean: the victim's clean pass on these frames; computed when None. The first attack that retains pairs goes
                 on from those that it `retained`.
@@ -112,8 +131,9 @@ class Attack(ABC):
                 and judge; the step is not made again and does not count in the costs.
 
         Raises:
-            ValueError: ε outside [0, 1], bad frames or labels, a clean pass of other frames or of another victim, a
-                first step of something else, a victim that is not differentiable.
+            ValueError: ε outside [0, 1], bad frames or labels, a clean pass of anything else, a first step of something
+                else, a victim that is not differentiable, one that gives the same frames other logits each time, or
+                one whose `forward` is not what its `estimate_flow` and `classify` do.
             FloatingPointError: NaN logits, or a gradient that is not finite.
             RuntimeError: the victim holds tensors that were made in inference mode.
         """
@@ -124,7 +144,7 @@ class Attack(ABC):
         judge = victim if stop_on is None else stop_on
         with under_attack(victim, judge):
             frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
-            batched_victim = BatchedVictim(victim, self.batch_size, self.pairs_at_once)
+            batched_victim = BatchedVictim(victim, self.batch_size, self.pairs_at_once, self.loss)
             batched_judge = batched_victim if judge is victim else BatchedVictim(judge, self.batch_size)
             retained = self.retain(frames, len(epsilons))
             if clean is None and (self.needs_gradient or judge is victim):
@@ -136,15 +156,16 @@ class Attack(ABC):
                     batch_size=self.batch_size,
                     pairs_at_once=self.pairs_at_once,
                     retained=retained,
+                    loss=self.loss,
                 )
             judged = clean if judge is victim else stop_on_clean
             if judged is None:
                 judged = clean_pass(judge, frames, labels, gradient=False, batch_size=self.batch_size)
-            _check_clean(judged, frames, batched_judge, gradient=False)
+            _check_clean(judged, judge, frames, labels)
             if clean is None:
                 clean = judged  # noise with a judge of its own: nothing of the victim is used
             else:
-                _check_clean(clean, frames, batched_victim, gradient=self.needs_gradient)
+                _check_clean(clean, victim, frames, labels, self.loss if self.needs_gradient else None)
 
             count = len(epsilons)
             attacked = judged.logits.argmax(1) == labels
@@ -169,6 +190,9 @@ class Attack(ABC):
                 if work.retained is not None:
                     work.retained.clear()
             success = work.attacked & (work.logits.argmax(1) != work.labels)
+            no_gradient = work.attacked & work.no_gradient
+            if no_gradient.any():
+                warnings.warn(NO_GRADIENT.format(victim=batched_victim.name, attack=self.name), stacklevel=2)
             shape = (count, len(frames))
             return AttackResult(
                 adversarial=work.adversarial.unflatten(0, shape),
@@ -179,7 +203,7 @@ class Attack(ABC):
                 success=success.unflatten(0, shape),
                 frames_perturbed=(work.frame_order >= 0).sum(1).unflatten(0, shape),
                 frame_order=work.frame_order.unflatten(0, shape),
-                no_gradient=work.no_gradient.unflatten(0, shape),
+                no_gradient=no_gradient.unflatten(0, shape),
                 step_logits=None if work.step_logits is None else work.step_logits.unflatten(0, shape),
                 pair_forwards=work.pair_forwards.unflatten(0, shape),
                 pair_backwards=work.pair_backwards.unflatten(0, shape),
@@ -206,16 +230,26 @@ class Attack(ABC):
 
     def perturb_all_frames(self, work: WorkingSet, frames: Tensor, direction: Tensor, judge: BatchedVictim) -> None:
         """Move every frame of every row with ε > 0 along the `direction` (B, T, 3, H, W) of its stack."""
-        moving = (work.epsilon > 0).nonzero().flatten()
-        for rows in moving.split(self.batch_size) if len(moving) else ():
+        for rows in _split((work.epsilon > 0).nonzero().flatten(), self.batch_size):
             stack = work.stack[rows]
             adversarial = perturb(frames[stack], direction[stack], work.epsilon[rows])
+            moved = (adversarial != frames[stack]).flatten(2).any(2)
+            place = torch.arange(frames.shape[1], device=rows.device)
+            order = torch.where(moved, place, len(place)).sort(1).values
+            work.frame_order[rows] = order.masked_fill(order == len(place), -1)
+            some = moved.any(1)
+            if not some.any():
+                continue
+            rows, adversarial = rows[some], adversarial[some]
             work.adversarial[rows] = adversarial
             flow, work.logits[rows] = judge.forward(adversarial)
             if work.flow is not None and flow is not None:
                 work.flow[rows] = flow
-            work.frame_order[rows] = torch.arange(frames.shape[1], device=rows.device)
             work.pair_forwards[rows] = frames.shape[1] - 1
+
+
+def _split(rows: Tensor, size: int) -> Sequence[Tensor]:
+    return rows.split(size) if len(rows) else ()
 
 
 def check_epsilons(epsilons: Sequence[float]) -> None:
@@ -229,19 +263,23 @@ def check_epsilons(epsilons: Sequence[float]) -> None:
             )
 
 
-def _check_clean(clean: CleanPass, frames: Tensor, victim: BatchedVictim, *, gradient: bool) -> None:
-    seen = {"logits": clean.logits.shape[:1], "flow": clean.flow.shape[:2] if clean.flow is not None else None}
-    wanted = {"logits": frames.shape[:1], "flow": (len(frames), frames.shape[1] - 1) if victim.pairwise else None}
-    if gradient:
-        seen["gradient"] = clean.gradient.shape if clean.gradient is not None else None
-        wanted["gradient"] = frames.shape
-    for part, shape in wanted.items():
-        if seen[part] != shape:
+def _check_clean(clean: CleanPass, victim: Victim, frames: Tensor, labels: Tensor, loss: Loss | None = None) -> None:
+    """Raise ValueError that names what a clean pass was made of instead of these; `loss` if its gradient is needed."""
+    made_of = clean.made_of
+    name = type(victim).__name__
+    if made_of.victim is not victim:
+        other = type(made_of.victim).__name__
+        raise ValueError(f"the clean pass is of another system ({other}) than {name}: {_MAKE_IT}")
+    if made_of.frames._version != made_of.version:
+        raise ValueError(f"the frames were written to since the clean pass of {name} was made: {_MAKE_IT}")
+    for what, seen, wanted in (("frames", made_of.frames, frames), ("labels", made_of.labels, labels)):
+        if seen.shape != wanted.shape or seen.dtype != wanted.dtype or seen.device != wanted.device:
             raise ValueError(
-                f"the {part} of the clean pass of {victim.name} has shape {_shape(seen[part])}, {_shape(shape)} is "
-                "needed: make it with clean_pass(victim, frames, labels) of this victim and these frames"
+                f"the clean pass of {name} is of {what} {tuple(seen.shape)}, {seen.dtype} on {seen.device}; given are "
+                f"{tuple(wanted.shape)}, {wanted.dtype} on {wanted.device}: {_MAKE_IT}"
             )
-
-
-def _shape(shape: Sequence[int] | None) -> str:
-    return "none" if shape is None else str(tuple(shape))
+        if differing := (seen != wanted).reshape(len(seen), -1).any(1).nonzero().flatten().tolist():
+            raise ValueError(f"the clean pass of {name} is of other {what} for stacks {differing}: {_MAKE_IT}")
+    if loss is not None and made_of.loss != loss:
+        of = "has no gradient" if made_of.loss is None else f"has the gradient of {made_of.loss!r}"
+        raise ValueError(f"the clean pass of {name} {of}, {loss!r} is needed: {_MAKE_IT}, with loss={loss!r}")

@@ -8,8 +8,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attacks.loss import Loss
 from attacks.retained_pairs import RetainedPairs
 from attacks.victim import BatchedVictim, Victim, under_attack
+
+
+class MadeOf(NamedTuple):
+    """What a clean pass was made of: it is of no use for anything else."""
+
+    victim: Victim
+    frames: Tensor
+    """(B, T, 3, H, W), the caller's own memory"""
+    version: int
+    """of these frames, which grows when they are written to"""
+    labels: Tensor
+    """(B,)"""
+    loss: Loss | None
+    """None without gradient"""
 
 
 class CleanPass(NamedTuple):
@@ -20,9 +35,10 @@ class CleanPass(NamedTuple):
     logits: Tensor
     """(B, C)"""
     gradient: Tensor | None
-    """(B, T, 3, H, W), of each stack's cross-entropy with its label; None where it was not asked for."""
+    """(B, T, 3, H, W), of each stack's loss; None where it was not asked for."""
     saliency: Tensor | None
     """(B, T), eq. 4; None without gradient."""
+    made_of: MadeOf
     retained: RetainedPairs | None = None
     """Its pairs, for the first attack that goes on from them; that one uses them up."""
 
@@ -36,6 +52,8 @@ def clean_pass(
     batch_size: int = 8,
     pairs_at_once: int | None = None,
     retained: RetainedPairs | None = None,
+    loss: Loss = "log-odds",
+    check: bool = True,
 ) -> CleanPass:
     """Run `victim` on frames (B, T, 3, H, W) in [0, 1] with labels (B,), at most `batch_size` stacks at once.
 
@@ -44,14 +62,21 @@ def clean_pass(
     retained is estimated twice, first without and then with its graph. None keeps the graphs of a whole batch.
     `retained`, from an attack's `retain`, is filled with the pairs: pair n of stack b by the key b·(T-1) + n.
 
+    Args:
+        loss: whose gradient is taken, see `attacks.loss`.
+        check: run the first stack twice more, to see that the victim gives it the same logits each time and, if it is
+            pairwise, on both of its ways. For a caller that has checked this victim already.
+
     Raises:
-        ValueError: bad frames or labels, or a gradient asked of a victim that has none.
+        ValueError: bad frames or labels, a gradient asked of a victim that has none, or a victim that fails the check.
         FloatingPointError: NaN logits, or a gradient that is not finite.
     """
     check_stacks(frames, labels)
-    batched = BatchedVictim(victim, batch_size, pairs_at_once)
+    batched = BatchedVictim(victim, batch_size, pairs_at_once, loss)
     with under_attack(victim):
         frames, labels = usable(frames), usable(labels).to(frames.device, torch.int64)
+        if check:
+            batched.check(frames[:1])
         keys = torch.arange(len(frames) * (frames.shape[1] - 1), device=frames.device).view(len(frames), -1)
         chunks = list(zip(*(tensor.split(batch_size) for tensor in (frames, labels, keys)), strict=True))
         if gradient:
@@ -75,6 +100,7 @@ def clean_pass(
             logits=whole_logits,
             gradient=whole_gradient if gradient else None,
             saliency=saliency if gradient else None,
+            made_of=MadeOf(victim, frames, frames._version, labels, loss if gradient else None),
             retained=retained,
         )
 
@@ -103,11 +129,17 @@ def check_saliency(saliency: Tensor, items: Tensor, victim: str) -> None:
 
 
 def check_stacks(frames: Tensor, labels: Tensor) -> None:
-    """Raise ValueError unless frames are floating (B, T, 3, H, W) in [0, 1], T > 1, and labels are B class indices."""
+    """Raise ValueError unless frames are floating (B, T, 3, H, W) in [0, 1], T > 1, and labels are B class indices.
+
+    Frames (B, 3, 3, H, W) may have their axes either way round, colour or time first; nothing here can tell.
+    """
     if not frames.is_floating_point():
         raise ValueError(f"frames are {frames.dtype}: floating RGB in [0, 1] is needed (divide 8-bit frames by 255)")
     if frames.ndim != 5 or frames.shape[2] != 3 or frames.shape[1] < 2 or not len(frames):
-        raise ValueError(f"frames have shape {tuple(frames.shape)}: (B, T, 3, H, W) with B > 0 and T > 1 is needed")
+        raise ValueError(
+            f"frames have shape {tuple(frames.shape)}: (B, T, 3, H, W) with B > 0 and T > 1 is needed"
+            + _way_out(frames.shape)
+        )
     low, high = frames.aminmax()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"frames lie in [{low:g}, {high:g}]: RGB in [0, 1] is needed")
@@ -118,3 +150,12 @@ def check_stacks(frames: Tensor, labels: Tensor) -> None:
         )
     if labels.min() < 0:
         raise ValueError(f"label {int(labels.min())} is out of range: class indices start at 0")
+
+
+def _way_out(shape: torch.Size) -> str:
+    """What to do with frames whose colours lie on another axis."""
+    if len(shape) == 5 and shape[1] == 3:
+        return "; of (B, 3, T, H, W), as 3D networks take them, that is frames.transpose(1, 2)"
+    if len(shape) == 5 and shape[4] == 3:
+        return "; of (B, T, H, W, 3) that is frames.permute(0, 1, 4, 2, 3)"
+    return ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from attacks.attack import Attack, WorkingSet, perturb
 from attacks.attack_result import FirstStep
 from attacks.clean_pass import CleanPass, check_saliency, frame_saliency
+from attacks.loss import Loss
 from attacks.noise import stack_generator
 from attacks.retained_pairs import RetainedPairs
 from attacks.victim import BatchedVictim, Retain
@@ -22,7 +23,8 @@ class IterativeSaliency(Attack):
     """Eq. 3 on one frame after another by decreasing saliency (eq. 4), until the judge is wrong or all frames are used.
 
     Stacks that the judge gets wrong when clean are left alone. A stack whose frames are all used and which is still
-    classified right has withstood the attack and stays fully perturbed.
+    classified right has withstood the attack and stays fully perturbed. A frame that a step does not change, since its
+    gradient is zero or leads out of the range, is used but not perturbed: it is neither judged nor counted.
 
     Args:
         refresh: iterative-saliency-RG: take gradient and saliency anew after every unsuccessful step.
@@ -37,6 +39,7 @@ class IterativeSaliency(Attack):
         retained_pairs: of `refresh`: most frame pairs of which the outputs of the convolutions are retained, from the
             clean pass and from the steps, for the gradients after them, which need not estimate them again; None
             retains as many as may have their graphs in memory (`pairs_at_once`), 0 none. Results are the same.
+        loss: what the attack climbs, see `attacks.loss`.
 
     Raises:
         ValueError: an unknown order; retained_pairs below 0, or given without `refresh`.
@@ -52,8 +55,9 @@ class IterativeSaliency(Attack):
         batch_size: int = 8,
         pairs_at_once: int | None = None,
         retained_pairs: int | None = None,
+        loss: Loss = "log-odds",
     ) -> None:
-        super().__init__(batch_size, pairs_at_once)
+        super().__init__(batch_size, pairs_at_once, loss)
         if order not in get_args(Order):
             raise ValueError(f"unknown order of frames {order!r}: choose {', '.join(get_args(Order))}")
         if retained_pairs is not None and (retained_pairs < 0 or (retained_pairs and not refresh)):
@@ -68,7 +72,7 @@ class IterativeSaliency(Attack):
         self.name = "iterative-saliency-RG" if refresh else "iterative-saliency"
         if order != "salient":
             self.name += f" ({order})"
-        self.begins = f"{order} {seed}" if order == "random" else order
+        self.begins = f"{order} {seed}, {loss}" if order == "random" else f"{order}, {loss}"
 
     def craft(
         self,
@@ -88,6 +92,7 @@ class IterativeSaliency(Attack):
         used = torch.zeros_like(work.frame_order, dtype=torch.bool)
         work.step_logits = work.logits.new_full((len(used), length, work.logits.shape[1]), torch.nan)
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
+        active = _with_direction(work, active, ~clean.gradient.flatten(1).any(1)[work.stack[active]])
         changed = torch.zeros_like(used[active, 1:])
 
         for step in range(length):
@@ -97,24 +102,30 @@ class IterativeSaliency(Attack):
                     work.pair_forwards[active] += victim.update_flow(
                         work.adversarial, victim_flow, active, changed, retain
                     )
-                frame, direction = self._refreshed_choice(work, victim, victim_flow, active, used, priority)
+                frame, direction, zero = self._refreshed_choice(work, victim, victim_flow, active, used, priority)
+                active = _with_direction(work, active, zero)
+                frame, direction = frame[~zero], direction[~zero]
             else:
                 stack = work.stack[active]
                 frame = _foremost(priority[stack], used[active])
                 direction = clean.gradient[stack, frame].sign()
-            work.adversarial[active, frame] = perturb(
-                frames[work.stack[active], frame], direction, work.epsilon[active]
-            )
-            work.frame_order[active, step] = frame
+            original = frames[work.stack[active], frame]
+            perturbed = perturb(original, direction, work.epsilon[active])
+            moved = (perturbed != original).flatten(1).any(1)
+            work.adversarial[active, frame] = perturbed
             used[active, frame] = True
-            changed = _pairs_of(frame, length - 1)
-            retain = _retain(work, active, used) if judge is victim else None
+            rows, frame = active[moved], frame[moved]
+            place = (work.frame_order[rows] >= 0).sum(1)
+            work.frame_order[rows, place] = frame
+            changed = torch.zeros_like(used[active, 1:])
+            changed[moved] = _pairs_of(frame, length - 1)
+            retain = _retain(work, rows, used) if judge is victim else None
             if step == 0:
-                self._first_check(work, judge, active, frame, changed, retain)
-            else:
-                work.pair_forwards[active] += judge.update_flow(work.adversarial, work.flow, active, changed, retain)
-                work.logits[active] = judge.logits(work.adversarial, work.flow, active)
-            work.step_logits[active, step] = work.logits[active]
+                self._first_check(work, judge, rows, frame, changed[moved], retain)
+            elif len(rows):
+                work.pair_forwards[rows] += judge.update_flow(work.adversarial, work.flow, rows, changed[moved], retain)
+                work.logits[rows] = judge.logits(work.adversarial, work.flow, rows)
+            work.step_logits[rows, place] = work.logits[rows]
             right = work.logits[active].argmax(1) == work.labels[active]
             active, changed = active[right], changed[right]
             if not len(active):
@@ -175,8 +186,9 @@ class IterativeSaliency(Attack):
         active: Tensor,
         used: Tensor,
         priority: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames; and
+        where the gradient is zero everywhere (n,)."""
         keys = _keys(work, active, used)
         if work.retained is not None:
             work.retained.drop_all_but(keys)
@@ -189,16 +201,23 @@ class IterativeSaliency(Attack):
             frame = _foremost(priority[work.stack[active]], used)
             live = _pairs_of(frame, used.shape[1] - 1)
         flow = None if flow is None else flow[active]
-        gradient, forwards, backwards = victim.refreshed_gradient(
+        refreshed = victim.refreshed_gradient(
             work.adversarial[active], work.labels[active], flow, live, keys, work.retained
         )
-        work.pair_forwards[active] += forwards
-        work.pair_backwards[active] += backwards
+        work.pair_forwards[active] += refreshed.forwards
+        work.pair_backwards[active] += refreshed.backwards
+        gradient = refreshed.frames
         saliency = frame_saliency(gradient)
         check_saliency(saliency, work.stack[active], victim.name)
         if by_saliency:
             frame = _foremost(self._priority(saliency, gradient), used)
-        return frame, gradient[torch.arange(len(active), device=active.device), frame].sign()
+        return frame, gradient[torch.arange(len(active), device=active.device), frame].sign(), refreshed.zero
+
+
+def _with_direction(work: WorkingSet, active: Tensor, zero: Tensor) -> Tensor:
+    """The active rows whose gradient is not zero everywhere; the others (n,) are noted, and stand still from here."""
+    work.no_gradient[active[zero]] = True
+    return active[~zero]
 
 
 def _foremost(priority: Tensor, used: Tensor) -> Tensor:

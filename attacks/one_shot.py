@@ -13,6 +13,7 @@ class OneShot(Attack):
     Args:
         batch_size: most stacks in one forward or backward pass.
         pairs_at_once: most frame pairs whose graphs are in memory together for a gradient; None keeps those of a pass.
+        loss: what the attack climbs, see `attacks.loss`.
     """
 
     name = "one-shot"
@@ -29,4 +30,5 @@ class OneShot(Attack):
     ) -> None:
         del victim, judged
         assert clean.gradient is not None
+        work.no_gradient[:] = (work.epsilon > 0) & ~clean.gradient.flatten(1).any(1)[work.stack]
         self.perturb_all_frames(work, frames, clean.gradient.sign(), judge)

@@ -7,7 +7,7 @@ target; the video level follows from the stack results at no cost.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 from typing import NamedTuple
@@ -40,7 +40,8 @@ class VideoSweep(NamedTuple):
     """in an order that depends on the sweep's settings alone"""
     example: Example | None
     costs: dict[str, Cost]
-    """of "clean/<target>", "<attack>/<target>", "8-bit/<target>", "quality/<target>" and "realise/<white box>" """
+    """of "check/<target>", "clean/<target>", "<attack>/<target>", "8-bit/<target>", "quality/<target>" and
+    "realise/<white box>" """
     realised: list[Row]
     """what the white box says of attacked frames that were stored; empty unless asked for"""
 
@@ -66,6 +67,8 @@ class Sweep:
     epsilons: Sequence[float]
     batch_size: int = 8
     pairs_at_once: int | None = None
+    checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Systems that were held against themselves on a clean stack: each once in a process, whatever the videos."""
 
     def __post_init__(self) -> None:
         check_epsilons(self.epsilons)
@@ -194,6 +197,11 @@ class Sweep:
     def _clean(self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass:
         gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
         retained = (attack.retain(frames, len(self.epsilons)) for attack in self.attacks.values())
+        if target not in self.checked:
+            with meter.clock(f"check/{target}"), under_attack(judge):
+                BatchedVictim(judge, 1).check(frames[:1])
+            meter.pair_forwards[f"check/{target}"] = 2 * (frames.shape[1] - 1)
+            self.checked.add(target)
         with meter.clock(f"clean/{target}"):
             return clean_pass(
                 judge,
@@ -203,6 +211,7 @@ class Sweep:
                 batch_size=self.batch_size,
                 pairs_at_once=self.pairs_at_once,
                 retained=next(filter(None, retained), None) if gradient else None,
+                check=False,
             )
 
     def _results(

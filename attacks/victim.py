@@ -1,29 +1,37 @@
 """What an attack needs of the system it attacks (paper, section 3.1), and how it runs that system in batches.
 
-A victim with `estimate_flow` and `classify` is asked only for the frame pairs that changed. Any other module that maps
-frames to logits works too, with a whole forward each time.
+A victim whose class says `pairwise = True` is asked only for the frame pairs that changed, by `estimate_flow` and
+`classify`. Any other module that maps frames to logits works too, with a whole forward each time.
 """
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Protocol, cast
+from functools import cache, partial
+from typing import NamedTuple, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.loss import LOSSES, Loss
 from attacks.retained_pairs import PairGraph, RetainedPairs
+from attacks.self_consistency import hold_against_forward
 
 Retain = tuple[RetainedPairs, Tensor]
 """Where pairs are retained, and their keys (n, T-1), equal for pairs whose two frames are equal; -1 for those that no
 gradient will need."""
 
 
+PATHS = ("forward", "__call__", "estimate_flow", "classify")
+"""What a class may define of the two ways from frames to logits."""
+
+
 class PairwiseVictim(Protocol):
     """A system that sees motion: frames -> flow of each adjacent pair -> class."""
 
     differentiable: bool
+    pairwise: bool
+    """True in the class that defines `estimate_flow` and `classify`, if together they are all that `forward` does"""
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in [0, 1] to logits (B, C): `classify` of the flow of all adjacent pairs."""
@@ -76,6 +84,55 @@ def _convolutions_as_precise_as_products() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
+def is_pairwise(victim: Victim) -> bool:
+    """Whether the victim may be run pair by pair instead of by `forward`.
+
+    The class that defines both ways says so with `pairwise = True`. A subclass that changes one of them may be a
+    defence which the other way would bypass: it goes by `forward` until it says `pairwise` itself. So does an object
+    that only delegates to a pairwise one. `pairwise = False`, in a class or an object, is a choice for `forward`.
+
+    Raises:
+        TypeError: it says `pairwise = True` and lacks `estimate_flow` or `classify`.
+    """
+    own = vars(victim) if hasattr(victim, "__dict__") else {}
+    for where in (own, *map(vars, type(victim).__mro__)):
+        if "pairwise" in where:
+            lacking = [name for name in ("estimate_flow", "classify") if not callable(getattr(victim, name, None))]
+            if where["pairwise"] and lacking:
+                raise TypeError(f"{type(victim).__name__} says `pairwise = True` and has no {' and no '.join(lacking)}")
+            return bool(where["pairwise"])
+        changed = [name for name in PATHS if name in where]
+        if changed:
+            if all(callable(getattr(victim, name, None)) for name in ("estimate_flow", "classify")):
+                _say_slow(cast(Hashable, type(victim)), changed[0])
+            return False
+    return False
+
+
+@cache
+def _say_slow(kind: Hashable, changed: str) -> None:
+    name = getattr(kind, "__name__", kind)
+    warnings.warn(
+        f"{name} has its own `{changed}` and does not say `pairwise`: it is attacked through forward, several "
+        "times slower than pair by pair. Where classify(estimate_flow(first, second)) is all that forward does, set "
+        f"`pairwise = True` in {name}; `pairwise = False` keeps to forward without this message",
+        stacklevel=4,
+    )
+
+
+class RefreshedGradient(NamedTuple):
+    """The gradient at frames that an attack has perturbed already, of n rows."""
+
+    frames: Tensor
+    """(n, T, 3, H, W)"""
+    zero: Tensor
+    """(n,) bool: the gradient is zero everywhere, of all flow or, in a system without, of all frames"""
+    forwards: Tensor
+    """(n,) pairs estimated, each counted in the first row that has it"""
+    backwards: Tensor
+    """(n,) pairs differentiated"""
+
+
 class BatchedVictim:
     """A victim that sees at most `batch_size` stacks at once, or the pairs of as many; used inside `under_attack`.
 
@@ -85,14 +142,33 @@ class BatchedVictim:
     Args:
         pairs_at_once: most pairs whose graphs are held together for a gradient, those of a whole batch when None.
             Fewer need less memory and give the same gradient; the clean pass then estimates its pairs twice.
+        loss: whose gradient is taken.
     """
 
-    def __init__(self, victim: Victim, batch_size: int, pairs_at_once: int | None = None) -> None:
+    def __init__(
+        self, victim: Victim, batch_size: int, pairs_at_once: int | None = None, loss: Loss = "log-odds"
+    ) -> None:
         self.victim = victim
         self.batch_size = batch_size
         self.pairs_at_once = pairs_at_once
+        self.loss = loss
         self.name = type(victim).__name__
-        self.pairwise = all(callable(getattr(victim, method, None)) for method in ("estimate_flow", "classify"))
+        self.pairwise = is_pairwise(victim)
+
+    def check(self, frames: Tensor) -> None:
+        """Whether the victim gives one clean stack (1, T, 3, H, W) the same logits twice, and on both of its ways.
+
+        Raises:
+            ValueError: it does not; says whether by chance or because its ways differ.
+        """
+
+        def by_forward() -> Tensor:
+            return self.victim(frames)
+
+        def by_pairs() -> Tensor:
+            return self._classify(self._estimate(frames[0, :-1], frames[0, 1:])[None])
+
+        hold_against_forward(self.victim, by_forward, by_pairs if self.pairwise else by_forward)
 
     def update_flow(
         self,
@@ -137,7 +213,7 @@ class BatchedVictim:
     def loss_gradient(
         self, frames: Tensor, labels: Tensor, retain: Retain | None = None
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Flow, logits and the gradient of each stack's cross-entropy for at most `batch_size` stacks (eq. 1, eq. 2).
+        """Flow, logits and the gradient of each stack's loss for at most `batch_size` stacks (eq. 1, eq. 2).
 
         Args:
             frames: (n, T, 3, H, W); labels: (n,).
@@ -152,7 +228,7 @@ class BatchedVictim:
             with torch.enable_grad():
                 inputs = frames.detach().requires_grad_()
                 flow, logits = self.forward(inputs, retain)
-                (gradient,) = self._differentiate(self._loss(logits, labels), (inputs,))
+                (gradient,) = self._differentiate(self._total_loss(logits, labels), (inputs,))
             return None if flow is None else flow.detach(), logits.detach(), gradient
 
     def refreshed_gradient(
@@ -163,7 +239,7 @@ class BatchedVictim:
         live: Tensor,
         keys: Tensor,
         retained: RetainedPairs | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> RefreshedGradient:
         """The gradient (n, T, 3, H, W) at frames (n, T, 3, H, W) whose flow (n, T-1, 2, H, W) is known.
 
         A pair that is not retained is estimated again for its graph, once for all rows that have the same two frames,
@@ -175,17 +251,17 @@ class BatchedVictim:
             retained: pairs of earlier estimates, which need not be made again; those made here are added.
 
         Returns:
-            Gradient, the pairs estimated (n,), each counted in the first row that has it, and the pairs differentiated
-            (n,). A system without flow is run as a whole, on T-1 pairs a row.
+            A system without flow is run as a whole, on T-1 pairs a row.
         """
         with self._differentiable():
             if flow is None:
                 chunks = zip(frames.split(self.batch_size), labels.split(self.batch_size), strict=True)
                 gradient = torch.cat([self.loss_gradient(*chunk)[2] for chunk in chunks])
                 pairs = torch.full_like(labels, frames.shape[1] - 1)
-                return gradient, pairs, pairs
+                return RefreshedGradient(gradient, ~gradient.flatten(1).any(1), pairs, pairs)
             _, of_flow = self._flow_gradient(flow, labels)
-            return self._through_pairs(frames, of_flow, live, keys, retained)
+            gradient, forwards, backwards = self._through_pairs(frames, of_flow, live, keys, retained)
+            return RefreshedGradient(gradient, ~of_flow.flatten(1).any(1), forwards, backwards)
 
     def _recomputed_gradient(
         self, frames: Tensor, labels: Tensor, retain: Retain | None
@@ -211,7 +287,7 @@ class BatchedVictim:
             with torch.enable_grad():
                 inputs = part.detach().requires_grad_()
                 of_inputs = self._check_logits(self._classify(inputs))
-                gradients += self._differentiate(self._loss(of_inputs, of_part), (inputs,))
+                gradients += self._differentiate(self._total_loss(of_inputs, of_part), (inputs,))
             logits.append(of_inputs.detach())
         return torch.cat(logits), torch.cat(gradients)
 
@@ -274,11 +350,13 @@ class BatchedVictim:
         # A system may look at one frame of a pair only: the other has no gradient, which is a gradient of zero.
         return tuple(torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True))
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _total_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         # Summed, not averaged: each stack's gradient is its own, whatever the batch.
         if int(labels.max()) >= logits.shape[1]:
             raise ValueError(f"label {int(labels.max())} is out of range: {self.name} has {logits.shape[1]} classes")
-        return F.cross_entropy(logits, labels, reduction="sum")
+        if logits.shape[1] < 2:
+            raise ValueError(f"{self.name} has one class: there is no other that an attack could lead to")
+        return LOSSES[self.loss](logits, labels).sum()
 
     @contextmanager
     def _differentiable(self) -> Iterator[None]:

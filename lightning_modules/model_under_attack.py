@@ -44,6 +44,8 @@ class ModelUnderAttack(LightningModule):
             than the estimator's; an unknown precision.
     """
 
+    pairwise = True
+
     def __init__(
         self,
         *,

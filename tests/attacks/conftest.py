@@ -26,6 +26,7 @@ class ToySystem(nn.Module):
     """Convolutional flow and classifier, smooth, with BatchNorm whose statistics a pass in training mode would move."""
 
     differentiable = True
+    pairwise = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +103,7 @@ class BlackBox(ToySystem):
     """Another system, whose flow has no gradient, as that of TV-L1 has none."""
 
     differentiable = False
+    pairwise = True
 
     def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
         return super().estimate_flow(first.detach(), second.detach()).mul(64).round().div(64)
@@ -118,7 +120,7 @@ class Plain(nn.Module):
         return self.system(frames)
 
 
-def _random_frames(seed: int, count: int) -> Tensor:
+def random_frames(seed: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     frames = torch.rand(count, LENGTH, 3, 12, 14, generator=generator, dtype=torch.float64)
     return (1.2 * frames - 0.1).clamp(0, 1)
@@ -192,26 +194,26 @@ def reference_attack(
     return ReferenceResult(adversarial, logits, attacked, attacked and int(logits.argmax()) != label, order)
 
 
+def make_system(seed: int, kind: str = "toy", dtype: torch.dtype = torch.float64) -> ToySystem:
+    """A random system from a seed; `kind` is "toy" or "black box"."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        made = {"toy": ToySystem, "black box": BlackBox}[kind]().double().eval()
+        if kind == "black box":
+            for parameter in made.parameters():
+                parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
+        # Classes that are equally likely, so that predictions differ and margins are small.
+        made.classifier[-1].bias -= made(random_frames(seed, 16)).mean(0) / 30
+    made.pairs = 0
+    made.calls.clear()
+    made.graph_calls.clear()
+    made.stacks.clear()
+    return made.to(dtype)
+
+
 @pytest.fixture
 def system() -> Callable[..., ToySystem]:
-    """Make a random system from a seed; `kind` is "toy" or "black box"."""
-
-    def make(seed: int, kind: str = "toy", dtype: torch.dtype = torch.float64) -> ToySystem:
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
-            made = {"toy": ToySystem, "black box": BlackBox}[kind]().double().eval()
-            if kind == "black box":
-                for parameter in made.parameters():
-                    parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
-            # Classes that are equally likely, so that predictions differ and margins are small.
-            made.classifier[-1].bias -= made(_random_frames(seed, 16)).mean(0) / 30
-        made.pairs = 0
-        made.calls.clear()
-        made.graph_calls.clear()
-        made.stacks.clear()
-        return made.to(dtype)
-
-    return make
+    return make_system
 
 
 @pytest.fixture
@@ -230,7 +232,7 @@ def stacks() -> Callable[..., tuple[Tensor, Tensor]]:
 
     def make(system: nn.Module, seed: int, count: int = 6, wrong: int = 4) -> tuple[Tensor, Tensor]:
         dtype = next(system.parameters()).dtype
-        frames = _random_frames(seed, count).to(dtype)
+        frames = random_frames(seed, count).to(dtype)
         with torch.no_grad():
             labels = system(frames).argmax(1)
         labels[wrong - 1 :: wrong] = (labels[wrong - 1 :: wrong] + 1) % CLASSES

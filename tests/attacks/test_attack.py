@@ -284,20 +284,57 @@ def test_a_clean_pass_of_something_else_is_named(attack, system, plain, stacks):
     victim = system(0)
     frames, labels = stacks(victim, 0)
     clean = clean_pass(victim, frames, labels)
-    with pytest.raises(
-        ValueError, match=r"the logits of the clean pass of ToySystem has shape \(6,\), \(5,\) is needed"
+    other_frames, other_labels = frames.clone(), labels.clone()
+    other_frames[3, 2, 1, 4, 5] = 0.123
+    other_labels[2] = (other_labels[2] + 1) % 4
+    for given, message in (
+        ((frames[:5], labels[:5]), r"is of frames \(6, 6, 3, 12, 14\), torch.float64 on cpu; given are \(5, 6"),
+        ((frames.float(), labels), r"torch.float64 on cpu; given are \(6, 6, 3, 12, 14\), torch.float32"),
+        ((other_frames, labels), r"clean pass of ToySystem is of other frames for stacks \[3\]: make it with"),
+        ((frames, other_labels), r"clean pass of ToySystem is of other labels for stacks \[2\]: make it with"),
     ):
-        attack(victim, frames[:5], labels[:5], EPSILONS, clean=clean)
-    with pytest.raises(ValueError, match="the gradient of the clean pass of ToySystem has shape none"):
-        attack(victim, frames, labels, EPSILONS, clean=clean._replace(gradient=None))
-    with pytest.raises(ValueError, match="the flow of the clean pass of ToySystem has shape none"):
-        attack(victim, frames, labels, EPSILONS, clean=clean_pass(plain(victim), frames, labels))
+        with pytest.raises(ValueError, match=message):
+            attack(victim, *given, EPSILONS, clean=clean)
+    for clean, message in (
+        (clean_pass(victim, frames, labels, gradient=False), "of ToySystem has no gradient, 'log-odds' is needed"),
+        (clean_pass(victim, frames, labels, loss="margin"), "the gradient of 'margin', 'log-odds' is needed"),
+        (clean_pass(system(0), frames, labels), r"of another system \(ToySystem\) than ToySystem"),
+        (clean_pass(plain(victim), frames, labels), r"of another system \(Plain\) than ToySystem"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack(victim, frames, labels, EPSILONS, clean=clean)
+
+
+@every_attack
+def test_the_judges_clean_pass_is_held_against_the_call_too(attack, system, stacks):
+    victim, judge = system(0), system(0, "black box")
+    frames, labels = stacks(judge, 0)
+    judged = clean_pass(judge, frames, labels, gradient=False)
+    with pytest.raises(ValueError, match=r"clean pass of BlackBox is of other labels for stacks \[0\]"):
+        attack(victim, frames, labels ^ (torch.arange(6) == 0), EPSILONS, stop_on=judge, stop_on_clean=judged)
+    with pytest.raises(ValueError, match=r"of another system \(BlackBox\) than BlackBox"):
+        attack(victim, frames, labels, EPSILONS, stop_on=system(1, "black box"), stop_on_clean=judged)
+
+
+def test_a_clean_pass_of_frames_that_were_written_to_is_named(system, stacks):
+    victim = system(0)
+    frames, labels = stacks(victim, 0)
+    clean = clean_pass(victim, frames, labels)
+    frames[1, 2] = 0.5
+    with pytest.raises(ValueError, match="the frames were written to since the clean pass of ToySystem was made"):
+        OneShot()(victim, frames, labels, EPSILONS, clean=clean)
 
 
 @pytest.mark.parametrize("make", [OneShot, IterativeSaliency, Noise])
 def test_batch_size_is_positive(make):
     with pytest.raises(ValueError, match="batch_size is 0"):
         make(batch_size=0)
+
+
+@pytest.mark.parametrize("make", [OneShot, IterativeSaliency])
+def test_an_unknown_loss_is_named(make):
+    with pytest.raises(ValueError, match="unknown loss 'entropy': choose log-odds, cross-entropy, margin"):
+        make(loss="entropy")
 
 
 @pytest.mark.parametrize("make", [OneShot, IterativeSaliency])

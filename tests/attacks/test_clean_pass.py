@@ -30,7 +30,7 @@ def test_eq_1_gradient_of_a_frame_is_the_sum_of_its_two_paths(system, stacks):
         return torch.autograd.grad(loss, inputs)[0]
 
     as_first, as_second = gradient_through("first"), gradient_through("second")
-    gradient = clean_pass(victim, frames, labels).gradient
+    gradient = clean_pass(victim, frames, labels, loss="cross-entropy").gradient
     torch.testing.assert_close(gradient, as_first + as_second, rtol=1e-10, atol=1e-14)
     # The ends have one path each; between them both count.
     torch.testing.assert_close(gradient[:, 0], as_first[:, 0], rtol=1e-10, atol=1e-14)
@@ -40,17 +40,38 @@ def test_eq_1_gradient_of_a_frame_is_the_sum_of_its_two_paths(system, stacks):
         assert (path[:, 1:-1].abs().amax((2, 3, 4)) > 1e-3 * gradient[:, 1:-1].abs().amax((2, 3, 4))).all()
 
 
+def _log_odds(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """By probabilities, as its name says; fit for float64 and small margins alone."""
+    probability = logits.softmax(1)[torch.arange(len(labels)), labels]
+    return ((1 - probability) / probability).log()
+
+
+def _negative_margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    return torch.tensor(
+        [max(v for c, v in enumerate(row) if c != label) - row[label] for row, label in rows], dtype=logits.dtype
+    )
+
+
+PLAIN_LOSSES = {
+    "log-odds": _log_odds,
+    "cross-entropy": lambda logits, labels: nn.functional.cross_entropy(logits, labels, reduction="none"),
+    "margin": _negative_margin,
+}
+
+
+@pytest.mark.parametrize("loss_name", PLAIN_LOSSES)
 @pytest.mark.parametrize("kind", ["pairwise", "plain"])
-def test_gradient_equals_finite_differences(kind, system, plain, stacks):
+def test_gradient_equals_finite_differences(kind, loss_name, system, plain, stacks):
     victim = system(2)
     frames, labels = stacks(victim, 2, count=3, wrong=3)
     frames = frames.clamp(0.05, 0.95)
-    gradient = clean_pass(plain(victim) if kind == "plain" else victim, frames, labels).gradient
+    gradient = clean_pass(plain(victim) if kind == "plain" else victim, frames, labels, loss=loss_name).gradient
     step = 1e-6
 
     def loss(at: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return nn.functional.cross_entropy(victim(at), labels, reduction="none")
+            return PLAIN_LOSSES[loss_name](victim(at), labels)
 
     generator = torch.Generator().manual_seed(0)
     for n in range(frames.shape[1]):  # a random direction in every frame, and a single value of it
@@ -81,7 +102,8 @@ def test_each_stack_is_its_own_whatever_the_batch(kind, system, plain, stacks):
         system.calls.clear()
         system.stacks.clear()
         parts = clean_pass(victim, frames, labels, batch_size=batch_size)
-        for part, expected in zip(parts, whole, strict=True):
+        for field in ("flow", "logits", "gradient", "saliency"):
+            part, expected = getattr(parts, field), getattr(whole, field)
             if expected is not None:
                 torch.testing.assert_close(part, expected, rtol=1e-10, atol=1e-13)
         assert max(system.stacks) <= batch_size and max(system.calls) <= batch_size * (frames.shape[1] - 1)
@@ -93,6 +115,9 @@ def test_estimates_each_pair_once(system, stacks):
     frames, labels = stacks(victim, 0)
     victim.pairs = 0
     clean_pass(victim, frames, labels)
+    assert victim.pairs == (len(frames) + 2) * (frames.shape[1] - 1)  # the check runs one stack twice
+    victim.pairs = 0
+    clean_pass(victim, frames, labels, check=False)
     assert victim.pairs == len(frames) * (frames.shape[1] - 1)
 
 
@@ -125,7 +150,8 @@ def test_a_gradient_without_a_sign_is_named():
         (lambda f, y: (f - 0.5, y), r"frames lie in \[-0.5, 0.5\]"),
         (lambda f, y: (f * torch.nan, y), r"frames lie in \[nan, nan\]"),
         (lambda f, y: (f[0], y), r"shape \(6, 3, 12, 14\): \(B, T, 3, H, W\)"),
-        (lambda f, y: (f.transpose(1, 2), y), r"shape \(6, 3, 6, 12, 14\)"),
+        (lambda f, y: (f.transpose(1, 2), y), r"shape \(6, 3, 6, 12, 14\).* is frames\.transpose\(1, 2\)"),
+        (lambda f, y: (f.movedim(2, -1), y), r"shape \(6, 6, 12, 14, 3\).* is frames\.permute\(0, 1, 4, 2, 3\)"),
         (lambda f, y: (f[:, :1], y), "T > 1"),
         (lambda f, y: (f[:0], y[:0]), "B > 0"),
         (lambda f, y: (f, y[:-1]), r"labels are torch.int64 of shape \(5,\): one class index for each of 6"),

@@ -53,7 +53,7 @@ def test_each_pair_of_frames_is_estimated_once(seed, transfer, attack):
                     backwards += len(live)
     assert backwards > 30 and changed > 30
     assert walked == count * (length - 1) + backwards
-    assert computed == count * (length - 1) + changed
+    assert computed == (count + 2) * (length - 1) + changed  # a call holds the system against itself on one stack
 
 
 @pytest.mark.parametrize("order", get_args(Order))

@@ -135,7 +135,11 @@ def test_costs_are_the_pairs_that_the_systems_saw(video: Tensor) -> None:
     assert white_box.pairs + black_box.pairs == sum(cost.pair_forwards for cost in swept.costs.values())
     assert white_box.differentiated == sum(cost.pair_backwards for cost in swept.costs.values())
     assert swept.costs.keys() == {
-        *(f"{what}/{target}" for what in (CLEAN, *TRANSFER, "8-bit", "quality") for target in ("flownet2", "tvl1")),
+        *(
+            f"{what}/{target}"
+            for what in ("check", CLEAN, *TRANSFER, "8-bit", "quality")
+            for target in ("flownet2", "tvl1")
+        ),
         *(f"{name}/flownet2" for name in NAMES),
     }
     for name, target in {(r.attack, r.target) for r in swept.records}:
@@ -155,6 +159,8 @@ def test_costs_are_the_pairs_that_the_systems_saw(video: Tensor) -> None:
 
 class Counting(toy.ToySystem):
     """Counts the pairs that it estimates, and those that a gradient goes through, in whatever thread."""
+
+    pairwise = True
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
@@ -178,6 +184,8 @@ class Counting(toy.ToySystem):
 class Meeting(toy.ToySystem):
     """Waits, once asked for the first attack's flow, until another system is."""
 
+    pairwise = True
+
     def __init__(self, meeting: threading.Barrier, passes: int, **options: object) -> None:
         super().__init__(**options)
         self.meeting, self.passes = meeting, passes
@@ -191,9 +199,9 @@ class Meeting(toy.ToySystem):
 
 def test_black_boxes_without_a_gradient_are_attacked_beside_the_white_box(swept: VideoSweep, video: Tensor) -> None:
     meeting = threading.Barrier(3, timeout=60)  # broken, an error, unless all three are at work together
-    black_boxes = {name: Meeting(meeting, 1, window=3, differentiable=False).eval() for name in ("tvl1", "farneback")}
+    black_boxes = {name: Meeting(meeting, 3, window=3, differentiable=False).eval() for name in ("tvl1", "farneback")}
     together = make_sweep(targets=black_boxes).video(
-        Meeting(meeting, 1).eval(), video, 0, clip="Right/v_Right_g00_c01", group="Right_g00", keep_example=True
+        Meeting(meeting, 3).eval(), video, 0, clip="Right/v_Right_g00_c01", group="Right_g00", keep_example=True
     )
     assert of(together.records, target="tvl1") == of(swept.records, target="tvl1")
     assert [r._replace(target="tvl1") for r in of(together.records, target="farneback")] == of(
@@ -203,6 +211,8 @@ def test_black_boxes_without_a_gradient_are_attacked_beside_the_white_box(swept:
 
 
 class Failing(toy.ToySystem):
+    pairwise = True
+
     def classify(self, flow: Tensor) -> Tensor:
         return super().classify(flow) * torch.nan
 

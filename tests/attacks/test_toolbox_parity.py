@@ -17,9 +17,9 @@ from attacks.one_shot import OneShot
 CLASSES, LENGTH = 4, 6  # of the toys
 EPSILONS = (0.003, 0.006, 0.012, 0.035)
 MODES: dict[str, Attack] = {
-    "one_shot": OneShot(),
-    "iterative_saliency": IterativeSaliency(),
-    "iterative_saliency_refresh": IterativeSaliency(refresh=True),
+    "one_shot": OneShot(loss="cross-entropy"),
+    "iterative_saliency": IterativeSaliency(loss="cross-entropy"),
+    "iterative_saliency_refresh": IterativeSaliency(refresh=True, loss="cross-entropy"),
 }
 every_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -59,16 +59,48 @@ def test_one_example_a_call_gives_equal_frames(seed, mode, system, stacks):
     assert lengths == {LENGTH} if mode == "one_shot" else len(lengths) > 3
 
 
+class Scaled(nn.Module):
+    """The same decisions, by logits `factor` times as large."""
+
+    def __init__(self, system: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.system, self.factor = system, factor
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.factor * self.system(frames)
+
+
+@every_mode
+def test_a_sure_system_only_seems_robust_to_the_cross_entropy(mode, system, stacks):
+    """There, and here with its loss: a softmax of 1 leaves no gradient. The log-odds fool the same system."""
+    victim = system(0, dtype=torch.float32)
+    frames, labels = stacks(victim, 0, wrong=100)
+    sure, epsilon = Scaled(victim, 4096.0), EPSILONS[-1]
+    clean = sure(frames)
+    saturated = clean.softmax(1).gather(1, labels[:, None])[:, 0] == 1
+    assert saturated.all()
+    attack = MODES[mode]
+    with pytest.warns(UserWarning, match="gradient of Scaled is zero everywhere"):
+        result = attack(sure, frames, labels, (epsilon,))
+    for b in range(len(frames)):
+        theirs = by_toolbox(sure, mode, epsilon, frames[b : b + 1], labels[b : b + 1])[0]
+        assert torch.equal(theirs, frames[b])
+    assert torch.equal(result.adversarial[0], frames) and result.no_gradient.all() and not result.success.any()
+    by_log_odds = type(attack)(**({"refresh": attack.refresh} if mode != "one_shot" else {}))
+    result = by_log_odds(sure, frames, labels, (epsilon,))
+    assert result.success.any() and not result.no_gradient.any()
+
+
 def test_masks_of_a_batch_are_not_mixed(system, stacks):
     """There, the refresh mode perturbs frames by the masks of other examples, some twice: more than ε."""
     victim = system(1, dtype=torch.float32)
     frames, labels = stacks(victim, 1, wrong=100)
     epsilon = EPSILONS[0]
     theirs = by_toolbox(victim, "iterative_saliency_refresh", epsilon, frames, labels)
-    ours = IterativeSaliency(refresh=True)(victim, frames, labels, (epsilon,)).adversarial[0]
+    ours = MODES["iterative_saliency_refresh"](victim, frames, labels, (epsilon,)).adversarial[0]
     alone = torch.cat(
         [
-            IterativeSaliency(refresh=True)(victim, frames[b : b + 1], labels[b : b + 1], (epsilon,)).adversarial[0]
+            MODES["iterative_saliency_refresh"](victim, frames[b : b + 1], labels[b : b + 1], (epsilon,)).adversarial[0]
             for b in range(len(frames))
         ]
     )

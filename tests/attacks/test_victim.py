@@ -63,7 +63,8 @@ def test_only_live_pairs_are_estimated_and_their_frames_have_the_whole_gradient(
     victim.pairs = victim.pairs_differentiated = 0
     with under_attack(victim):
         batched = BatchedVictim(victim, 8, pairs_at_once)
-        gradient, estimates, walked = batched.refreshed_gradient(frames, labels, clean.flow, live, same)
+        gradient, zero, estimates, walked = batched.refreshed_gradient(frames, labels, clean.flow, live, same)
+    assert not zero.any()
     assert torch.equal(walked, live.sum(1))
     different = set(same[live].tolist())
     assert victim.pairs == len(different) == int(estimates.sum()) < int(live.sum())
@@ -160,6 +161,8 @@ def test_any_callable_can_be_attacked(system, stacks):
 
 
 class _FirstFrameOnly(nn.Module):
+    pairwise = True
+
     def estimate_flow(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return first[:, :2] ** 2
 
@@ -167,7 +170,8 @@ class _FirstFrameOnly(nn.Module):
         return flow.sum((3, 4)).flatten(1)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.estimate_flow(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)))
+        flow = self.estimate_flow(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+        return self.classify(flow.unflatten(0, (len(frames), -1)))
 
 
 def test_a_frame_without_any_path_has_a_gradient_of_zero():

@@ -59,6 +59,8 @@ class ToyFlow(nn.Module):
 class ToySystem(pl.LightningModule):
     """A victim: frames -> flow -> class by the direction of the mean flow."""
 
+    pairwise = True
+
     def __init__(self, window: int = 5, gain: float = 20.0, differentiable: bool = True) -> None:
         super().__init__()
         self.estimator = ToyFlow(window)

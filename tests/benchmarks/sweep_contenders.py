@@ -120,10 +120,10 @@ def plainly(system: nn.Module, frames: Tensor, labels: Tensor, epsilons: tuple[f
 
 
 class Engine:
-    """The attacks as the sweep calls them: one clean pass, one first step."""
+    """The attacks as the sweep calls them: one clean pass, one first step; with the loss that the toolbox has."""
 
     def __init__(self, batch_size: int, pairs_at_once: int | None, retained_pairs: int | None) -> None:
-        self.options = {"batch_size": batch_size, "pairs_at_once": pairs_at_once}
+        self.options = {"batch_size": batch_size, "pairs_at_once": pairs_at_once, "loss": "cross-entropy"}
         self.retained_pairs = retained_pairs
         self.results = {}
 
@@ -135,7 +135,8 @@ class Engine:
             "iterative_saliency_refresh": refreshing,
         }
         retained = refreshing.retain(frames, len(epsilons))
-        clean = clean_pass(system, frames, labels, retained=retained, **self.options)
+        # A sweep holds its systems against themselves once, not for each video.
+        clean = clean_pass(system, frames, labels, retained=retained, check=False, **self.options)
         first_step = None
         for method, attack in sorted(attacks.items(), key=lambda item: item[1].retained_pairs == 0):
             result = attack(
