@@ -3,6 +3,7 @@ makes a resumed training the same as one that was not interrupted."""
 
 import json
 import os
+import platform
 import random
 import re
 from typing import Any
@@ -15,6 +16,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
+from lightning_modules.processor import processor_name
 from lightning_modules.run_folder import RunFolder, whole_file
 
 
@@ -85,6 +87,25 @@ class FinalWeights(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_artifact(logger, run, self.metrics)
+
+
+class OnePrecision(Callback):
+    """Refuses processes that compute in different precisions: each has chosen by its own machine.
+
+    Raises:
+        ValueError: in all processes; names the precisions and what to give.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        own = str(trainer.precision)
+        first = trainer.strategy.broadcast(own)
+        # All or none: a process that goes on alone would wait for the others.
+        if not trainer.strategy.reduce_boolean_decision(own == first):
+            raise ValueError(
+                f"process {trainer.global_rank} on {platform.node()} ({processor_name(trainer.strategy.root_device)}) "
+                f"computes in {own}, process 0 in {first}, and not all processes in the same: give "
+                "--trainer.precision=32-true, which all machines can, or machines of one kind"
+            )
 
 
 class EpochSeed(Callback):

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
@@ -22,8 +22,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from datamodules import yaml_environment
-from lightning_modules.callbacks import EpochSeed, FinalWeights, RunConfig
+from lightning_modules.callbacks import EpochSeed, FinalWeights, OnePrecision, RunConfig
 from lightning_modules.run_folder import RunFolder, WholeCheckpoints
+from lightning_modules.trainer_precision import choose_precision
 
 OUR_PACKAGES = ("lightning_modules", "datamodules", "attacks")
 
@@ -47,7 +48,7 @@ class FlowFoolCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunConfig,
-            trainer_defaults={"callbacks": [EpochSeed(), FinalWeights()]},
+            trainer_defaults={"callbacks": [EpochSeed(), FinalWeights(), OnePrecision()]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -59,6 +60,10 @@ class FlowFoolCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--allow_tf32", type=bool, default=False, help=(
             "Let GPUs multiply float32 with 10 bits of mantissa: faster, but 1.5 %% of the gradient's signs differ."
+        ))  # fmt: skip
+        parser.add_argument("--mixed_precision", type=Literal["auto"] | None, default=None, help=(
+            "auto: bf16-mixed where the processor has bfloat16 units, else 32-true; --trainer.precision overrides it, "
+            "and a training that goes on keeps its own."
         ))  # fmt: skip
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -78,9 +83,11 @@ class FlowFoolCLI(LightningCLI):
         _set_float32(allow_tf32=self._get(self.config, "allow_tf32"))
         if _uses_wandb(self._get(self.config, "trainer").logger):
             set_wandb_mode()
-        if self.subcommand != "fit":
-            return
-        self._prepare_run_folder()
+        precision = self._choose_precision()
+        if self.subcommand == "fit":
+            self._prepare_run_folder()
+        if precision is not None:
+            rank_zero_info(precision)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -88,6 +95,19 @@ class FlowFoolCLI(LightningCLI):
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar())
         return super().instantiate_trainer(plugins=[*plugins, WholeCheckpoints()], callbacks=callbacks, **kwargs)
+
+    def _choose_precision(self) -> str | None:
+        """Set trainer.precision by `mixed_precision`, before the config is checked and recorded; why, in a line."""
+        if self._get(self.config, "mixed_precision") is None:
+            return None
+        trainer = self._get(self.config, "trainer")
+        trainer.precision, line = choose_precision(
+            trainer.precision,
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            folder=trainer.default_root_dir,
+        )
+        return line
 
     def _prepare_run_folder(self) -> None:
         folder = self.config.fit.trainer.default_root_dir

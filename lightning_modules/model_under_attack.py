@@ -5,12 +5,15 @@ The classifier was trained on 8-bit flow; whether the attacked system rounds its
 """
 
 import json
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torchmetrics import MeanMetric
 
 from attacks.settings import weights_sha256
@@ -20,6 +23,7 @@ from datamodules.flow_store import differences
 from datamodules.transforms import centre_crop
 from lightning_modules.checkpoints import load_weights, read_entry
 from lightning_modules.classifiers.factory import ClassifierFactory
+from lightning_modules.processor import has_bf16_units, processor_name
 from lightning_modules.video_accuracy import VideoAccuracy, counted_once
 
 Precision = Literal["float32", "bfloat16"]
@@ -35,7 +39,10 @@ class ModelUnderAttack(LightningModule):
         crop: side of the centre crop that the classifier sees, pixels.
         eight_bit: round the flow to the codec's 8-bit levels, as the stored flow is; the gradient passes the rounding.
         precision: "float32", or "bfloat16" for autocast, about twice as fast or more where the hardware has it, with
-            5 % of the gradient's signs another; flow, warps, norms and logits stay float32 (TF32 where it is allowed).
+            5 % of the gradient's signs another. Flow, warps, norms and the classifier's last layer stay float32 (TF32
+            where it is allowed), and so do the logits. The last layer is the module with weights that the classifier
+            registers last. Where another module computes the logits, or TorchScript, they are bfloat16 values, and a
+            warning says so. An estimator whose last layer is bfloat16 gives bfloat16 values of flow, too.
         num_classes: needed without a checkpoint that stores its classes; the command line links the dataset's.
 
     Raises:
@@ -69,6 +76,7 @@ class ModelUnderAttack(LightningModule):
         self.classifier: nn.Module = classifier
         if classifier_checkpoint is not None:
             load_weights(self.classifier, classifier_checkpoint, prefix="classifier.")
+        _keep_last_layer_in_float32(self.classifier)
         self.stack_accuracy = MeanMetric()
         self.video_accuracy = VideoAccuracy()
         self._check_flow()
@@ -109,14 +117,11 @@ class ModelUnderAttack(LightningModule):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in [0, 1] to logits (B, C)."""
-        with self._autocast(frames):
-            flow = self.estimator(frames)
-        return self.classify(flow)
+        return self.classify(self._flow(frames))
 
     def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
         """Frames (N, 3, H, W) and their successors to flow (N, 2, H, W) in pixels."""
-        with self._autocast(first):
-            return self.estimator(torch.stack((first, second), 1))[:, 0]
+        return self._flow(torch.stack((first, second), 1))[:, 0]
 
     def classify(self, flow: Tensor) -> Tensor:
         """Flow (B, T-1, 2, H, W) in pixels to logits (B, C): clip to ±20, 8 bits if wanted, centre crop, classifier.
@@ -127,7 +132,10 @@ class ModelUnderAttack(LightningModule):
         flow = centre_crop(flow, self.crop)
         flow = quantise(flow) if self.eight_bit else flow.clamp(-FLOW_BOUND, FLOW_BOUND)
         with self._autocast(flow):
-            return self.classifier(flow.flatten(1, 2)).to(flow.dtype)
+            logits = self.classifier(flow.flatten(1, 2))
+        if self.precision == "bfloat16" and logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+            _warn_of_coarse_logits(type(self.classifier).__qualname__)
+        return logits.to(flow.dtype)
 
     def setup(self, stage: str) -> None:
         """Check the classes against those of the attached DataModule."""
@@ -148,7 +156,15 @@ class ModelUnderAttack(LightningModule):
                 "dataset that it was trained on"
             )
 
+    def _flow(self, frames: Tensor) -> Tensor:
+        with self._autocast(frames):
+            flow = self.estimator(frames)
+        # A user's network may end in bfloat16; clip, rounding and logits are not to.
+        return flow.to(frames.dtype) if self.precision == "bfloat16" else flow
+
     def _autocast(self, x: Tensor) -> torch.autocast:
+        if self.precision == "bfloat16" and not torch.compiler.is_compiling():
+            _warn_of_slow_bfloat16(x.device)
         return torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _precision_in_use(self) -> str:
@@ -195,6 +211,51 @@ class ModelUnderAttack(LightningModule):
                 f"the dataset has {given}; train a classifier on this dataset, or use the one that it was trained on"
             )
         return len(self.classes) if self.classes is not None else int(given or 0)
+
+
+def _keep_last_layer_in_float32(classifier: nn.Module) -> None:
+    """Its logits are then float32; those of autocast are bfloat16, 0.125 apart near 16."""
+    with_weights = [m for m in classifier.modules() if next(m.parameters(recurse=False), None) is not None]
+    last = with_weights[-1] if with_weights else None
+    # TorchScript takes no hooks. A classifier may be part of several systems.
+    if last is None or isinstance(last, torch.jit.ScriptModule) or _in_float32 in last._forward_hooks.values():
+        return
+    last.register_forward_hook(_in_float32, with_kwargs=True)
+
+
+def _in_float32(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """A forward hook: under autocast, compute the output again without it.
+
+    It computes a small layer twice. But it keeps no state between two hooks, so that threads, exceptions, copies and
+    torch.compile need no care, and it leaves the state dict's keys alone.
+    """
+    device = next(module.parameters()).device.type
+    if not torch.is_autocast_enabled(device) or any(p.dtype != torch.float32 for p in module.parameters()):
+        return None
+    low = (torch.bfloat16, torch.float16)
+    args, kwargs = tree_map_only(Tensor, lambda x: x.float() if x.dtype in low else x, (args, kwargs))
+    with torch.autocast(device, enabled=False):
+        return module.forward(*args, **kwargs)
+
+
+@cache
+def _warn_of_slow_bfloat16(device: torch.device) -> None:
+    if device.type in ("cpu", "cuda") and not has_bf16_units(device):
+        warnings.warn(
+            f"precision=bfloat16 on {processor_name(device)}, which has no usable bfloat16 units: it is slower than "
+            "float32; give the model under attack `precision: float32`",
+            stacklevel=2,
+        )
+
+
+@cache
+def _warn_of_coarse_logits(classifier: str) -> None:
+    warnings.warn(
+        f"precision=bfloat16: the logits of {classifier} are bfloat16 values, 0.125 apart near 16. Its last registered "
+        "layer does not compute them, or is TorchScript. Register the layer that computes them last, or give the model "
+        "under attack `precision: float32`",
+        stacklevel=2,
+    )
 
 
 def _difference(stored: list[str], dataset: list[str]) -> str:

@@ -13,7 +13,8 @@ import yaml
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 NEUTRAL_KEYS = {
-    "": {"config", "checkpoint", "ckpt_path", "weights_only"},
+    # `mixed_precision` chooses trainer.precision, which is compared.
+    "": {"config", "checkpoint", "ckpt_path", "weights_only", "mixed_precision"},
     "trainer": {
         "accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps", "profiler",
         "default_root_dir", "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "barebones",
@@ -26,6 +27,9 @@ NEUTRAL_KEYS = {
 NEUTRAL_CALLBACKS = (
     "FlowPictures", "ConfusionMatrix", "ProgressBar", "LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary",
 )  # fmt: skip
+
+PRECISIONS = {"None": "32-true", "64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""Other names of the Trainer's precisions."""
 
 
 class RunFolder:
@@ -52,13 +56,20 @@ class RunFolder:
         """Whether it holds weights."""
         return self.final.is_file() or self.last_checkpoint is not None
 
+    @property
+    def precision(self) -> str | None:
+        """The Trainer's precision of the training in it; None where none has begun."""
+        if not self.started or not self.config.is_file():
+            return None
+        return _precision(yaml.safe_load(self.config.read_text()))
+
     def check(self, config: dict[str, Any]) -> None:
         """Raises:
         ValueError: the folder holds weights that were trained with another config; names every key that differs.
         """
         if not self.started or not self.config.is_file():
             return
-        before, now = (dict(_leaves(c)) for c in (yaml.safe_load(self.config.read_text()), config))
+        before, now = (_decisive(c) for c in (yaml.safe_load(self.config.read_text()), config))
         changed = [
             f"  {key}: {_shown(before, key)} there, {_shown(now, key)} now"
             for key in sorted(before.keys() | now.keys())
@@ -91,6 +102,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     yield partial
     partial.replace(path)
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted key of everything that decides the result."""
+    return {**dict(_leaves(config)), "trainer.precision": _precision(config)}
+
+
+def _precision(config: dict[str, Any]) -> str:
+    named = str((config.get("trainer") or {}).get("precision"))
+    return PRECISIONS.get(named, named)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

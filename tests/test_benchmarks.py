@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_modules.processor import processor_name
+
 aten = torch.ops.aten
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -30,12 +32,14 @@ def run(script: str, *arguments: str) -> str:
 
 def test_correlation():
     printed = run("correlation.py", "--device=cpu", "--channels=8", "--height=6", "--width=7")
+    assert processor_name() in printed
     for name in ("parity classes", "loop over 441 shifts"):
         assert re.search(rf"{name}.* ms .*× .* ms .*× .* MB", printed), printed
 
 
 def test_flownet2():
     printed = run("flownet2.py", "--device=cpu", "--variant=FlowNet2CS", "--width=0.0625", "--size", "64", "64")
+    assert f"{processor_name()}, " in printed
     assert re.search(r"forward +[\d.]+ ms +[\d.]+ ms +[\d.]+", printed), printed
     agreement = {mode: float(re.search(rf"{mode} .* ([\d.]+)%$", printed, re.M)[1]) for mode in ("float32", "bfloat16")}
     assert 80 < agreement["bfloat16"] < agreement["float32"] <= 100
@@ -44,6 +48,7 @@ def test_flownet2():
 
 def test_flow_reading():
     printed = run("flow_reading.py", "--clips=2", "--fields=20", "--size", "240", "240", "--stacks=4")
+    assert processor_name() in printed
     for kind in ("archive", "loose"):
         assert re.search(rf"{kind}: .*\n.*read_planes.*% of bare imdecode\n.*%.*\n.*workers.*× one", printed), printed
 
@@ -115,6 +120,7 @@ def test_sweep_engine_limit():
     printed = run(
         "sweep_engine.py", "--limit", "--device=cpu", "--stacks=1", "--size", "64", "64", "--crop=56", "--width=0.125"
     )
+    assert f"{processor_name()}, " in printed
     assert re.search(r"bare networks [\d.]+ s, clean pass [\d.]+ s - clean pass at [\d.]+% of the speed", printed), (
         printed
     )

@@ -17,6 +17,7 @@ from side_by_side import median_ratio, side_by_side
 from torch import Tensor
 
 from lightning_modules.flow.correlation import DISPLACEMENTS, RADIUS, correlation
+from lightning_modules.processor import processor_name
 
 Correlation = Callable[[Tensor, Tensor], Tensor]
 
@@ -115,9 +116,8 @@ def main() -> None:
     both = side_by_side(
         {n: lambda f=f: with_backward(f, first, second, probe) for n, f in functions.items()}, rounds=options.rounds
     )
-    print(
-        f"C = {options.channels}, {options.height} × {options.width}, batch {options.batch}, {options.device}, ", end=""
-    )
+    print(f"C = {options.channels}, {options.height} × {options.width}, batch {options.batch}, ", end="")
+    print(f"{processor_name(options.device)}, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {options.rounds} rounds\n")
     print(f"{'':30}{'forward':>20}{'with backward':>20}{'extra memory':>16}")
     ours = next(iter(functions))

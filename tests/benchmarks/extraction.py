@@ -24,6 +24,7 @@ from datamodules.video_decode import nearest_in_time
 from lightning_modules.flow.farneback import Farneback
 from lightning_modules.flow.opencv_flow import OpenCVFlow
 from lightning_modules.flow.tvl1 import TVL1
+from lightning_modules.processor import processor_name
 
 CLIPS, PAIRS = 13_320, 1_150_000
 """UCF-101 at 12 frames per second."""
@@ -87,7 +88,7 @@ def main() -> None:
             seconds[f"{workers} processes"].append(time.perf_counter() - start)
         size = sum(path.stat().st_size for path in (scratch / str(options.workers[0])).rglob("*.zip"))
         shutil.rmtree(scratch)
-    print(f"{options.algorithm}, {len(clips)} clips, {pairs} pairs, OpenCV {cv2.__version__}")
+    print(f"{options.algorithm}, {len(clips)} clips, {pairs} pairs, OpenCV {cv2.__version__}, {processor_name()}")
     base = seconds["loop over cv2"]
     for name, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(base, times, strict=True))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.flow_stacks import RandomStacks
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.video_dataset import Clip
+from lightning_modules.processor import processor_name
 
 FIELDS = 10
 
@@ -76,7 +77,7 @@ def main() -> None:
             seconds = side_by_side({"imdecode": decode, "read": read, "load": load}, rounds=options.rounds)
             planes = 2 * FIELDS * options.stacks
             size = sum(png.size for pngs in held for png in pngs) / planes
-            print(f"{kind}: {options.size[0]} × {options.size[1]}, {size / 1e3:.0f} kB a plane")
+            print(f"{kind}: {options.size[0]} × {options.size[1]}, {size / 1e3:.0f} kB a plane, {processor_name()}")
             for name, title in (("read", "read_planes"), ("load", "training stacks, cropped, float")):
                 share = 1 / median_ratio(seconds[name], seconds["imdecode"])
                 rate = options.stacks / statistics.median(seconds[name])

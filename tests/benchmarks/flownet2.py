@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.flownet_networks import VARIANTS
+from lightning_modules.processor import processor_name
 
 
 class Pass:
@@ -111,7 +112,8 @@ def main() -> None:
     )
     estimator.to(options.device).requires_grad_(False)
     frames = moving_texture(options.pairs, *options.size).to(options.device)
-    name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = "" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
+    name = f"{processor_name(options.device)}{threads}"
     print(
         f"{options.variant}, width {options.width}, {options.pairs} pairs of {options.size[0]} × {options.size[1]}, ",
         end="",

@@ -15,6 +15,7 @@ import numpy as np
 from attacks.records import CLEAN
 from attacks.report import write_report
 from attacks.settings import write_settings
+from lightning_modules.processor import processor_name
 
 SYSTEMS = ("flownet2", "tvl1", "farneback")
 EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035)
@@ -104,4 +105,4 @@ if __name__ == "__main__":
         write_report(Path(name))
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(f"{count} records: {wall:.1f} s, of the processor {processor:.1f} s; peak {peak:.2f} GiB")
+    print(f"{count} records: {wall:.1f} s, of the processor {processor:.1f} s; peak {peak:.2f} GiB, {processor_name()}")

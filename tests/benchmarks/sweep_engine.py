@@ -28,6 +28,7 @@ from attacks.clean_pass import clean_pass
 from attacks.retained_pairs import Replay
 from attacks.sweep_callback import EPSILONS
 from lightning_modules.model_under_attack import ModelUnderAttack
+from lightning_modules.processor import processor_name
 
 PRECISIONS = ("float32", "TF32", "bfloat16", "bfloat16+TF32")
 
@@ -258,7 +259,8 @@ def main() -> None:
     stacks = options.stacks or (8 if options.device == "cuda" else 1 if options.full else 4)
     system = make_system(variant, options.width, depth, crop).to(options.device)
     frames = moving_textures(stacks, *size).to(options.device)
-    name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = "" if options.device == "cuda" else f", {torch.get_num_threads()} threads"
+    name = f"{processor_name(options.device)}{threads}"
     print(
         f"{variant} + ResNet-{depth}, {stacks} stacks of {size[0]} × {size[1]}, {len(epsilons)} ε, {name}, ",
         end="",

@@ -1,3 +1,6 @@
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import flow_codec
 from datamodules.batches import VideoBatch
+from lightning_modules import model_under_attack
 from lightning_modules.classifiers.resnet import ResNet
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.raft import RAFT
@@ -312,6 +316,137 @@ def test_bfloat16_changes_little_and_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert (exact.settings["precision"], fast.settings["precision"]) == ("float32", "bfloat16")
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert (exact.settings["precision"], fast.settings["precision"]) == ("tf32", "bfloat16, tf32")
+
+
+def in_bfloat16(classifier: nn.Module, estimator: nn.Module | None = None, crop: int = 32) -> ModelUnderAttack:
+    torch.manual_seed(0)
+    return ModelUnderAttack(estimator=estimator or SmoothFlow(), classifier=classifier, crop=crop, precision="bfloat16")
+
+
+def resnet_near_16() -> ResNet:
+    torch.manual_seed(0)
+    network = ResNet(num_classes=50, depth=18, stack_length=FRAMES - 1)
+    nn.init.constant_(network.network.fc[1].bias, 16.0)
+    return network
+
+
+def test_the_last_layer_computes_in_float32_where_the_rest_is_bfloat16() -> None:
+    """Beside float64 from the same features. In bfloat16 these logits are 0.125 apart, and up to 0.06 wrong."""
+    classifier = resnet_near_16()
+    model, last, features = in_bfloat16(classifier), classifier.network.fc[1], []
+    last.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].detach()))
+    clip = frames(8, (40, 40)).requires_grad_()
+    logits = model(clip)
+    assert features[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
+    exact = F.linear(features[0].double(), last.weight.double(), last.bias.double())
+    assert 10 < exact.mean() < 22
+    assert (logits - exact).abs().max() < 1e-3
+    assert len(logits.unique()) > 0.9 * logits.numel()
+    (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), clip)
+    assert gradient.isfinite().all() and (gradient != 0).float().mean() > 0.7  # the crop and its border
+
+
+def test_the_last_layers_gradient_is_of_what_it_computes() -> None:
+    classifier = resnet_near_16()
+    model = in_bfloat16(classifier)
+    flow = torch.randn(2, 3, 2, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with_features: list[Tensor] = []
+    classifier.network.fc[1].register_forward_pre_hook(lambda module, inputs: with_features.append(inputs[0]))
+    logits = model.classify(flow)
+    (gradient,) = torch.autograd.grad(logits[:, 3].sum(), with_features[0])
+    torch.testing.assert_close(gradient.float(), classifier.network.fc[1].weight[3].bfloat16().float().expand(2, -1))
+
+
+def test_float32_last_layer_survives_copies_threads_and_errors() -> None:
+    classifier = resnet_near_16()
+    keys = list(classifier.state_dict())
+    model, clip = in_bfloat16(classifier), frames(2, (40, 40))
+    again = in_bfloat16(classifier, model.estimator)  # the classifier is part of two systems
+    assert list(classifier.state_dict()) == keys
+    expected = model(clip)
+    for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(clip), expected)
+    with pytest.raises(RuntimeError):
+        model.classify(torch.zeros(2, 3, 2, 32, 32, device="meta"))
+    with ThreadPoolExecutor(3) as threads:
+        assert all(torch.equal(logits, expected) for logits in threads.map(model, [clip] * 6))
+    assert not torch.is_autocast_enabled("cpu")
+    assert model.double()(clip.double()).dtype == torch.float64
+
+
+def test_float32_last_layer_takes_no_hook_twice() -> None:
+    classifier = resnet_near_16()
+    for _ in range(3):
+        in_bfloat16(classifier)
+    assert len(classifier.network.fc[1]._forward_hooks) == 1
+    model, clip = in_bfloat16(classifier), frames(1, (40, 40))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # a Trainer's
+        assert len(model(clip).unique()) > 45
+
+
+def test_float32_last_layer_in_a_compiled_classifier() -> None:
+    classifier = resnet_near_16()
+    clip, plain = frames(1, (40, 40)), in_bfloat16(classifier)
+    compiled = in_bfloat16(torch.compile(copy.deepcopy(classifier), backend="eager", fullgraph=True))
+    assert torch.equal(compiled(clip), plain(clip))
+
+
+class HeadFirst(nn.Module):
+    """Its last registered layer is not the one that gives the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        self.body = nn.Sequential(nn.Conv2d(6, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, flow: Tensor) -> Tensor:
+        return self.head(self.body(flow))
+
+
+def test_logits_in_bfloat16_are_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    model_under_attack._warn_of_coarse_logits.cache_clear()
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(6 * 8 * 8, 3)))
+    model, clip = in_bfloat16(HeadFirst(), crop=8), frames()
+    for system_ in (model, model, in_bfloat16(scripted, crop=8)):
+        logits = system_(clip)
+        assert logits.dtype == torch.float32 and torch.equal(logits, logits.bfloat16().float())
+    told = [str(warning.message) for warning in recwarn if "0.125 apart" in str(warning.message)]
+    assert len(told) == 2 and "HeadFirst" in told[0] and "precision: float32" in told[0]
+
+
+def test_slow_bfloat16_is_told_once(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    def told(native: bool) -> list[str]:
+        recwarn.clear()
+        model_under_attack._warn_of_slow_bfloat16.cache_clear()
+        monkeypatch.setattr(model_under_attack, "has_bf16_units", lambda device: native)
+        monkeypatch.setattr(model_under_attack, "processor_name", lambda device: f"Old {device}")
+        system()(frames())
+        for model in (system(precision="bfloat16"), system(precision="bfloat16")):
+            model(frames())
+        return [str(warning.message) for warning in recwarn if "bfloat16 units" in str(warning.message)]
+
+    assert told(native=True) == []
+    (message,) = told(native=False)
+    assert message.startswith("precision=bfloat16 on Old cpu") and "`precision: float32`" in message
+    model_under_attack._warn_of_slow_bfloat16.cache_clear()
+
+
+def test_pairs_and_whole_stacks_have_one_precision() -> None:
+    """An attack's step estimates pairs, its clean pass whole stacks: their flow must be the same network's."""
+    torch.manual_seed(0)
+    estimator, seen = FlowNet2Estimator(variant="FlowNet2S", width=0.125), KeepsItsInput()
+    clip = frames(1, (64, 64))
+    stacked, paired = {}, {}
+    for precision in ("float32", "bfloat16"):
+        model = ModelUnderAttack(estimator=estimator, classifier=seen, crop=64, precision=precision)
+        model(clip)
+        stacked[precision] = seen.seen.unflatten(1, (-1, 2))[0]
+        paired[precision] = torch.cat([model.estimate_flow(clip[:, n], clip[:, n + 1]) for n in range(FRAMES - 1)])
+        assert paired[precision].abs().max() < 20  # nothing is clipped
+    apart = (paired["bfloat16"] - paired["float32"]).norm()
+    assert 1e-3 < apart / paired["float32"].norm() < 0.1
+    for precision in ("float32", "bfloat16"):  # kernels may round otherwise for another batch
+        assert (stacked[precision] - paired[precision]).norm() < 0.3 * apart
 
 
 def test_an_unknown_precision_is_named() -> None:
