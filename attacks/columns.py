@@ -1,6 +1,6 @@
 """The records of a sweep as columns, some 20 bytes each: what groups, pairs of attacks and classes are counted from.
 
-A unit is a stack or a video. Its class and its group are kept once, its verdict once for each attack, target and ε.
+A unit is a stack or a video. Its class and its group are kept once, its verdict once for each cell.
 What a group holds of one class is a class group: all of the group where, as in UCF-101, groups are within classes.
 """
 
@@ -110,7 +110,7 @@ class Columns:
             self._unit_groups.append(group)
             self._unit_labels.append(record.label)
             self._unit_class_groups.append(of_class)
-        cell = Cell(record.level, record.attack, record.target, record.epsilon)
+        cell = Cell.of(record)
         if cell not in self.cells:
             self.cells[cell] = CellColumns()
         self.cells[cell].add(unit, record)

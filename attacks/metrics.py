@@ -19,9 +19,17 @@ class Cell(NamedTuple):
     """What a figure of the report is about."""
 
     level: str
+    system: str
+    """the white box, whose gradient the attack used"""
     attack: str
     target: str
+    """the system that was judged"""
     epsilon: float
+
+    @classmethod
+    def of(cls, record: Record) -> "Cell":
+        """The one that a record counts in."""
+        return cls(record.level, record.system, record.attack, record.target, record.epsilon)
 
 
 @dataclass
@@ -99,28 +107,27 @@ class Tally:
 
 
 def tally(records: Iterable[Record]) -> dict[Cell, Tally]:
-    """Counts per (level, attack, target, ε), cells in order of first appearance."""
+    """Counts per cell, cells in order of first appearance."""
     tallies: dict[Cell, Tally] = {}
     for record in records:
-        cell = Cell(record.level, record.attack, record.target, record.epsilon)
-        tallies.setdefault(cell, Tally()).add(record)
+        tallies.setdefault(Cell.of(record), Tally()).add(record)
     return tallies
 
 
-def curve(tallies: Mapping[Cell, Tally], *, level: str, attack: str, target: str) -> dict[float, Tally]:
-    """ε -> tally in order of ε, the clean system at ε = 0; empty when this attack was not made on this target."""
-    points = {c.epsilon: t for c, t in tallies.items() if c[:3] == (level, attack, target)}
-    clean = tallies.get(Cell(level, CLEAN, target, 0.0))
+def curve(tallies: Mapping[Cell, Tally], *, level: str, system: str, attack: str, target: str) -> dict[float, Tally]:
+    """ε -> tally in order of ε, the clean target at ε = 0; empty when `system`'s attack was not made on this target."""
+    points = {cell.epsilon: t for cell, t in tallies.items() if cell[:-1] == (level, system, attack, target)}
+    clean = tallies.get(Cell(level, system, CLEAN, target, 0.0))
     if points and clean is not None:
         points.setdefault(0.0, clean)
     return dict(sorted(points.items()))
 
 
 def budget_map(
-    tallies: Mapping[Cell, Tally], *, attack: str, target: str, epsilons: Iterable[float], frames: int
+    tallies: Mapping[Cell, Tally], *, system: str, attack: str, target: str, epsilons: Iterable[float], frames: int
 ) -> np.ndarray:
     """Stack accuracy (E, T+1) under each ε with 0 … T = `frames` perturbed, for an attack that goes frame by frame."""
-    cells = [tallies[Cell("stack", attack, target, epsilon)] for epsilon in epsilons]
+    cells = [tallies[Cell("stack", system, attack, target, epsilon)] for epsilon in epsilons]
     return np.array([[cell.accuracy_within(budget) for budget in range(frames + 1)] for cell in cells])
 
 

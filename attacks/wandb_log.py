@@ -139,7 +139,7 @@ def _charts(
                     [[epsilon for epsilon, _ in points] for points in lines.values()],
                     [[value for _, value in points] for points in lines.values()],
                     keys=list(lines),
-                    title=f"{level} level: {about.title}",
+                    title=f"{level} level: {about.title}, gradient of {results.system}",
                     xname="epsilon",
                 ),
             )

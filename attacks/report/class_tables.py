@@ -69,7 +69,7 @@ def per_class(results: Results) -> Table:
     """Accuracy and success of each class, stack level, white box."""
     rows: list[list[Value]] = []
     names = [(CLEAN, 0.0), *product(results.attacks, results.epsilons)]
-    cells = [Cell("stack", attack, results.system, epsilon) for attack, epsilon in names]
+    cells = [results.cell(attack, results.system, epsilon) for attack, epsilon in names]
     for cell, of_classes in zip(cells, by_class(results, cells), strict=True):
         for label, counts in of_classes.items():
             fooled = counts.attacked - counts.standing
@@ -102,7 +102,7 @@ def per_class(results: Results) -> Table:
 
 def confusion(results: Results, attack: str, epsilon: float) -> np.ndarray:
     """(C, C) stacks that were right when clean: class when clean -> class when attacked, by the white box."""
-    cell = results.columns.cells[Cell("stack", attack, results.system, epsilon)]
+    cell = results.columns.cells[results.cell(attack, results.system, epsilon)]
     counts = np.zeros((len(results.classes),) * 2, int)
     np.add.at(counts, tuple(cell.predictions[cell.attacked].T), 1)
     return counts
@@ -111,7 +111,7 @@ def confusion(results: Results, attack: str, epsilon: float) -> np.ndarray:
 def confusions(results: Results) -> Table:
     """What the fooled stacks are taken for: most frequent first."""
     names = list(product(results.attacks, results.epsilons))
-    intervals = _confusion_intervals(results, [Cell("stack", a, results.system, epsilon) for a, epsilon in names])
+    intervals = _confusion_intervals(results, [results.cell(a, results.system, epsilon) for a, epsilon in names])
     rows: list[list[Value]] = []
     for place, (attack, epsilon) in enumerate(names):
         counts = confusion(results, attack, epsilon)

@@ -12,7 +12,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.cells import between, percent, percents
 from attacks.report.figures import curve
@@ -169,7 +168,7 @@ def _difference(other: Results, first: Results, attack: str, epsilon: float) -> 
         both = [np.array([standing[key] for key in common]) for standing in (mine, theirs)]
         paired = mcnemar(both[0], both[1], groups, first.columns.group_labels)
         return [len(common), percent(paired.difference), *percents(paired.interval)]
-    cells = [Cell("stack", attack, results.system, epsilon) for results in (other, first)]
+    cells = [results.cell(attack, results.system, epsilon) for results in (other, first)]
     p, q = other.tallies[cells[0]].accuracy, first.tallies[cells[1]].accuracy
     interval = difference(p, q, other.intervals[cells[0]].accuracy, first.intervals[cells[1]].accuracy)
     return [None, percent(p - q), *percents(interval)]
@@ -186,6 +185,6 @@ def _same_stacks(one: Results, other: Results) -> bool:
 
 def _standing(results: Results, attack: str, epsilon: float) -> dict[tuple[str, int | None], bool]:
     """Each stack -> right when clean, and still right."""
-    cell = results.columns.cells[Cell("stack", attack, results.system, epsilon)]
+    cell = results.columns.cells[results.cell(attack, results.system, epsilon)]
     standing = dict(zip(cell.units.tolist(), (cell.attacked & ~cell.success).tolist(), strict=True))
     return {name: standing[unit] for name, unit in results.columns.unit_names.items() if unit in standing}

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from attacks.metrics import Cell, budget_map
+from attacks.metrics import budget_map
 from attacks.records import CLEAN
 from attacks.report.class_tables import by_class, confusion
 from attacks.report.frame_tables import realisability
@@ -29,7 +29,12 @@ def budget_maps(results: Results) -> Figure | None:
     axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
     for ax, attack in zip(axes, attacks, strict=True):
         accuracy = 100 * budget_map(
-            results.tallies, attack=attack, target=results.system, epsilons=results.epsilons, frames=results.frames
+            results.tallies,
+            system=results.system,
+            attack=attack,
+            target=results.system,
+            epsilons=results.epsilons,
+            frames=results.frames,
         )
         image = _heat(ax, accuracy, "{:.0f}", size=7.5)
         ax.set(title=spoken(attack), xlabel="frames perturbed, at most", xticks=range(columns))
@@ -43,7 +48,7 @@ def budget_maps(results: Results) -> Figure | None:
 
 def survival_curves(results: Results) -> Figure | None:
     """Share of the attacked stacks that still stand, frame after frame, at the least, a middle and the largest ε."""
-    curves = {key: curve for key, curve in results.survivals.items() if key[1] == results.system}
+    curves = {cell: curve for cell, curve in results.survivals.items() if cell.target == results.system}
     if not curves:
         return None
     epsilons = sorted({results.epsilons[0], results.epsilons[len(results.epsilons) // 2], results.epsilons[-1]})
@@ -51,8 +56,8 @@ def survival_curves(results: Results) -> Figure | None:
     axes = figure.subplots(1, len(epsilons), squeeze=False, sharey=True)[0]
     frames = np.arange(results.frames + 1)
     for ax, epsilon in zip(axes, epsilons, strict=True):
-        for attack in dict.fromkeys(name for name, _, _ in curves):
-            curve = curves.get((attack, results.system, epsilon))
+        for attack in dict.fromkeys(cell.attack for cell in curves):
+            curve = curves.get(results.cell(attack, results.system, epsilon))
             if curve is None:
                 continue
             color, marker, dashes = style(results.attacks, attack)
@@ -76,7 +81,7 @@ def survival_curves(results: Results) -> Figure | None:
 def class_bars(results: Results) -> Figure:
     """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
     attack, epsilon = results.strongest, results.epsilons[0]
-    cells = [Cell("stack", CLEAN, results.system, 0.0), Cell("stack", attack, results.system, epsilon)]
+    cells = [results.cell(CLEAN, results.system, 0.0), results.cell(attack, results.system, epsilon)]
     clean, attacked = by_class(results, cells)
     order = sorted(clean, key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
     some = ""

@@ -80,7 +80,7 @@ def paired(results: Results) -> Table:
     for level, system in places:
         for first, second in combinations(results.made_on(system), 2):
             for epsilon in results.epsilons:
-                cells = [Cell(level, name, system, epsilon) for name in (first, second)]
+                cells = [results.cell(name, system, epsilon, level) for name in (first, second)]
                 if not all(cell in results.columns.cells for cell in cells):
                     continue
                 successes, units = _on_the_same_units(results, cells)
@@ -120,10 +120,10 @@ def frames_to_success(results: Results) -> Table:
     """Median frames, failures censored at T; the share that stands at each budget; the paper's mean over successes."""
     rows: list[list[Value]] = []
     after = range(1, results.frames + 1)
-    for (attack, system, epsilon), curve in results.survivals.items():
-        counts = results.tallies[Cell("stack", attack, system, epsilon)]
+    for cell, curve in results.survivals.items():
+        counts = results.tallies[cell]
         rows.append(
-            [attack, system, epsilon, counts.attacked, curve.median, *curve.median_interval]
+            [cell.attack, cell.target, cell.epsilon, counts.attacked, curve.median, *curve.median_interval]
             + [rounded(counts.mean_frames)]
             + [percent(float(share[t])) for t in after for share in (curve.standing, curve.low, curve.high)]
         )
@@ -151,10 +151,15 @@ def budgets(results: Results) -> Table:
             if attack in results.dense:
                 continue
             accuracy = budget_map(
-                results.tallies, attack=attack, target=system, epsilons=results.epsilons, frames=results.frames
+                results.tallies,
+                system=results.system,
+                attack=attack,
+                target=system,
+                epsilons=results.epsilons,
+                frames=results.frames,
             )
             for epsilon, row in zip(results.epsilons, accuracy, strict=True):
-                bounds = results.budgets[attack, system, epsilon]
+                bounds = results.budgets[results.cell(attack, system, epsilon)]
                 values: list[Value] = [attack, system, epsilon]
                 for share, bound in zip(row.tolist(), bounds, strict=True):
                     values += [percent(share), *percents(bound)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from attacks.columns import CellColumns
 from attacks.group_bootstrap import Interval
-from attacks.metrics import Cell, Tally, frames_histogram
+from attacks.metrics import Tally, frames_histogram
 from attacks.report.evidence_figures import budget_maps, class_bars, confusion_maps, media_bars, survival_curves
 from attacks.report.example_figures import example_frames, example_stack
 from attacks.report.intervals import CellIntervals
@@ -121,7 +121,7 @@ def _histogram_intervals(results: Results, attack: str, frames: list[int]) -> li
     for epsilon, counts in results.curve(attack, results.system).items():
         if not epsilon or not counts.success:
             continue
-        cell, columns = Cell("stack", attack, results.system, epsilon), results.columns
+        cell, columns = results.cell(attack, results.system, epsilon), results.columns
         of_frames = [columns.per_group(cell, partial(_fooled_by, frames=n)) for n in frames]
         successes.append(np.stack(of_frames, 1))
         totals.append(columns.per_group(cell, lambda c: c.success))

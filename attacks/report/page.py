@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from attacks.group_bootstrap import Interval
-from attacks.metrics import Cell
 from attacks.records import CLEAN
 from attacks.report.gallery import gallery
 from attacks.report.results import NOISE, Results
@@ -52,12 +51,19 @@ class Picture(NamedTuple):
     """CSS pixels at its own size"""
 
 
-def write_page(folder: Path, results: Results, tables: list[Table], figures: Mapping[str, Path]) -> Path:
-    """Write report/index.html into the folder of a sweep; results, tables and figures are what it shows."""
+def write_page(
+    folder: Path,
+    results: Results,
+    tables: list[Table],
+    figures: Mapping[str, Path],
+    reservations: Sequence[str] = (),
+) -> Path:
+    """Write report/index.html into the folder of a sweep; the other arguments are what it shows."""
     path = folder / "report" / "index.html"
     text = render(
         "page.html.jinja",
         title=f"FlowFool: {results.system} under attack",
+        reservations=reservations,
         headline=headline(results),
         numbers=headline_numbers(results),
         facts=facts(results),
@@ -95,13 +101,13 @@ def picture(path: Path) -> Picture:
 def headline_numbers(results: Results) -> list[Number]:
     """Clean, under the strongest attack at the least ε, under noise of that size, and the frames it takes."""
     epsilon, attack, system = results.epsilons[0], results.strongest, results.system
-    clean = results.intervals[Cell("stack", CLEAN, system, 0.0)].accuracy
+    clean = results.intervals[results.cell(CLEAN, system, 0.0)].accuracy
     numbers = [Number(_percent(results.clean(system).accuracy), _between(clean), "of stacks right when clean")]
     for name in [attack, *(name for name in results.controls if name == NOISE)]:
         counts, bounds = results.curve(name, system)[epsilon], results.bounds(name, system)[epsilon]
         words = f"under {spoken(name)}, {_at(epsilon)}"
         numbers.append(Number(_percent(counts.accuracy), _between(bounds.accuracy), words))
-    curve = results.survivals.get((attack, system, epsilon))
+    curve = results.survivals.get(results.cell(attack, system, epsilon))
     if curve is not None:
         low, high = ("more" if end is None else str(end) for end in curve.median_interval)
         median = f"> {results.frames}" if curve.median is None else str(curve.median)

@@ -5,7 +5,7 @@ when clean, and that of 8-bit frames.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def frame_orders(results: Results) -> Table:
             stack = results.curve(attack, results.system)[epsilon]
             bounds = results.bounds(attack, results.system)[epsilon]
             row += [percent(stack.accuracy_within(budget)), percent(stack.accuracy), rounded(stack.mean_frames)]
-            within = results.budgets[attack, results.system, epsilon][budget]
+            within = results.budgets[results.cell(attack, results.system, epsilon)][budget]
             sure += [between(within), between(bounds.accuracy), between(bounds.mean_frames, 1)]
         rows += [row, sure]
     quantities = (f"Stk-A≤{budget}", "Stk-A", "Stk-FP")
@@ -178,9 +178,10 @@ def denominators(results: Results, system: str) -> Table:
     )
 
 
-def results_json(results: Results, tables: Iterable[Table]) -> dict[str, Any]:
+def results_json(results: Results, tables: Iterable[Table], reservations: Sequence[str] = ()) -> dict[str, Any]:
     """Every cell of the sweep, accuracies and rates as fractions of 1, and the tables as they are printed."""
-    return {
+    said = {"reservations": list(reservations)} if reservations else {}
+    return said | {
         "system": results.system,
         "targets": results.targets,
         "attacks": results.attacks,
