@@ -3,8 +3,10 @@ frame budget. Pure functions, one pass.
 
 Micro averages: every stack (or video) weighs the same. Only examples that were judged right when clean are attacked.
 The others count as wrong at every ε; one that a perturbation happens to correct is counted in `recovered` alone.
+One without a verdict, as its logits were not finite, is neither right nor fooled: it is left out of the rates.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attacks.records import CLEAN, Record
+from attacks.records import CLEAN, NOT_FINITE, Record
 
 
 class Cell(NamedTuple):
@@ -52,13 +54,20 @@ class Tally:
     """frames perturbed -> attacked examples that became right there, less those that became wrong"""
     pair_forwards: int = 0
     pair_backwards: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """fault -> examples that say nothing of robustness; NO_GRADIENT of attacked ones alone"""
+    unjudged: int = 0
+    """without a verdict"""
 
     def add(self, record: Record) -> None:
         self.examples += 1
+        self.unjudged += not judged(record)
+        if record.fault is not None and (record.attacked or record.fault == NOT_FINITE):
+            self.faults[record.fault] += 1
         self.attacked += record.attacked
         self.success += record.success
         self.recovered += record.correct and not record.attacked
-        if record.correct_8bit is not None:
+        if record.correct_8bit is not None and judged(record):
             self.judged_8bit += 1
             self.standing_8bit += record.attacked and record.correct_8bit
         if record.success:
@@ -72,14 +81,18 @@ class Tally:
 
     def accuracy_within(self, budget: int) -> float:
         """Of all examples: right when clean, and still right with `budget` frames perturbed or fewer."""
-        return (
-            self.attacked + sum(change for frames, change in self.turns.items() if frames <= budget)
-        ) / self.examples
+        standing = self.attacked + sum(change for frames, change in self.turns.items() if frames <= budget)
+        return standing / self.judged if self.judged else math.nan
+
+    @property
+    def judged(self) -> int:
+        """Examples with a verdict."""
+        return self.examples - self.unjudged
 
     @property
     def accuracy(self) -> float:
-        """Of all examples: judged right when clean and still right."""
-        return (self.attacked - self.success) / self.examples
+        """Of all examples with a verdict: judged right when clean and still right; nan when there are none."""
+        return (self.attacked - self.success) / self.judged if self.judged else math.nan
 
     @property
     def accuracy_of_attacked(self) -> float | None:
@@ -129,6 +142,11 @@ def budget_map(
     """Stack accuracy (E, T+1) under each ε with 0 … T = `frames` perturbed, for an attack that goes frame by frame."""
     cells = [tallies[Cell("stack", system, attack, target, epsilon)] for epsilon in epsilons]
     return np.array([[cell.accuracy_within(budget) for budget in range(frames + 1)] for cell in cells])
+
+
+def judged(record: Record) -> bool:
+    """The example has a verdict, clean and attacked."""
+    return record.attacked or record.fault != NOT_FINITE
 
 
 def turns(record: Record) -> Iterator[tuple[int, int]]:

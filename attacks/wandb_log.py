@@ -65,7 +65,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
         run.log({EPSILON: epsilon} | points)
     # The summary keeps the last value of each curve, at the largest ε; beside it, what the attacks started from.
     for system, level in product(results.systems, LEVELS):
-        run.summary[f"clean/{level}_accuracy/{system}"] = results.clean(system, level).accuracy
+        run.summary[f"clean/{level}_accuracy/{system}"] = _known(results.clean(system, level).accuracy)
 
     media: dict[str, Any] = dict(_charts(results, curves))
     for table in report.tables:
@@ -110,7 +110,7 @@ def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]
     for attack, target, level in product(results.attacks, results.systems, LEVELS):
         points, bounds = results.curve(attack, target, level), results.bounds(attack, target, level)
         for quantity, about in QUANTITIES.items():
-            values: dict[float, float | None] = {e: getattr(tally, about.field) for e, tally in points.items()}
+            values = {e: _known(getattr(tally, about.field)) for e, tally in points.items()}
             if all(value is None for value in values.values()):
                 continue
             yield curve_name(quantity, level, attack, target), values
@@ -119,6 +119,11 @@ def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]
                 ends = {e: value for e, value in ends.items() if not np.isnan(value)}
                 if ends:  # one-shot perturbs all frames, always: that mean has no interval
                     yield curve_name(quantity, level, attack, target, bound), ends
+
+
+def _known(value: float | None) -> float | None:
+    """None for nan, too: a rate of no example."""
+    return None if value is None or np.isnan(value) else value
 
 
 def _charts(
@@ -157,7 +162,7 @@ def _gallery(folder: Path, results: Results) -> dict[str, Any]:
         for attack in (CLEAN, *example.adversarial):
             epsilon = 0.0 if attack == CLEAN else example.epsilon
             record = results.example_records[example.clip, attack, epsilon]
-            said = results.classes[record.prediction]
+            said = results.class_name(record.prediction)
             rows.append([example.clip, example.stack + 1, results.classes[record.label], attack, epsilon, said])
             rows[-1] += [record.confidence, record.frames_perturbed, wandb.Video(str(path), format="mp4")]
     if rows:

@@ -184,7 +184,8 @@ def _same_stacks(one: Results, other: Results) -> bool:
 
 
 def _standing(results: Results, attack: str, epsilon: float) -> dict[tuple[str, int | None], bool]:
-    """Each stack -> right when clean, and still right."""
+    """Each stack with a verdict -> right when clean, and still right."""
     cell = results.columns.cells[results.cell(attack, results.system, epsilon)]
-    standing = dict(zip(cell.units.tolist(), (cell.attacked & ~cell.success).tolist(), strict=True))
+    verdicts = zip(cell.units.tolist(), cell.judged.tolist(), (cell.attacked & ~cell.success).tolist(), strict=True)
+    standing = {unit: stands for unit, judged, stands in verdicts if judged}
     return {name: standing[unit] for name, unit in results.columns.unit_names.items() if unit in standing}

@@ -78,12 +78,14 @@ def survival_curves(results: Results) -> Figure | None:
     return figure
 
 
-def class_bars(results: Results) -> Figure:
+def class_bars(results: Results) -> Figure | None:
     """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
     attack, epsilon = results.strongest, results.epsilons[0]
     cells = [results.cell(CLEAN, results.system, 0.0), results.cell(attack, results.system, epsilon)]
     clean, attacked = by_class(results, cells)
-    order = sorted(clean, key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
+    order = sorted(clean.keys() & attacked.keys(), key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
+    if not order:
+        return None
     some = ""
     if len(order) > 2 * BARS:
         some = f"; the {BARS} frailest and the {BARS} most robust of {len(order)} classes"
@@ -171,6 +173,14 @@ def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool 
     if text:
         for (row, column), value in np.ndenumerate(percent):
             if value or not blank:
-                ink = ink_on(value / 100)
-                ax.text(column, row, text.format(value), ha="center", va="center", fontsize=size, color=ink)
+                ink = "black" if np.isnan(value) else ink_on(value / 100)
+                ax.text(
+                    column,
+                    row,
+                    "–" if np.isnan(value) else text.format(value),
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    color=ink,
+                )
     return image

@@ -10,6 +10,7 @@ import numpy as np
 from attacks.metrics import Cell, budget_map
 from attacks.report.cells import percent, percents, rounded
 from attacks.report.class_tables import confusions, per_class
+from attacks.report.faults import fault_pointer, fault_table
 from attacks.report.frame_tables import perceptibility, realisability
 from attacks.report.path_table import prediction_paths
 from attacks.report.results import NOISE, Results
@@ -28,6 +29,7 @@ def all_tables(results: Results) -> list[Table]:
     if len(results.controls) > (NOISE in results.controls):
         tables.append(frame_orders(results))
     tables += [denominators(results, system) for system in results.systems if results.made_on(system)]
+    tables.append(fault_table(results))
     tables += [rates(results), paired(results), frames_to_success(results), budgets(results)]
     tables += [per_class(results), confusions(results), costs(results), perceptibility(results), realisability(results)]
     tables.append(prediction_paths(results.paths))
@@ -69,7 +71,10 @@ def rates(results: Results) -> Table:
             *((name, bound) for name in quantities for bound in ("", "low", "high")),
         ],
         rows=rows,
-        notes=["attacked: right when clean. fooled: attacked, and wrong now. frames: mean of the fooled units."],
+        notes=[
+            "attacked: right when clean. fooled: attacked, and wrong now. frames: mean of the fooled units.",
+            *fault_pointer(results),
+        ],
     )
 
 
@@ -139,6 +144,7 @@ def frames_to_success(results: Results) -> Table:
         notes=[
             f"No median: more than half of the stacks are still right with all {results.frames} frames perturbed.",
             "low, high: 95 % interval, of a share pointwise.",
+            *fault_pointer(results),
         ],
     )
 
@@ -179,6 +185,7 @@ def budgets(results: Results) -> Table:
         notes=[
             "Each frame is perturbed in the attack's own order until the stack is lost or the budget is.",
             "low, high: 95 % interval.",
+            *fault_pointer(results),
         ],
     )
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN, Record
-from attacks.report.results import Results
+from attacks.report.results import NO_VERDICT, Results
 from attacks.report.style import style
 from attacks.report.table import spoken
 
@@ -72,7 +72,7 @@ def example_frames(results: Results) -> Figure | None:
         records += [results.example_records[example.clip, attack, epsilon] for epsilon in example.epsilons]
         for ax, record in zip(axes[2 * i], records, strict=True):
             epsilon = f"ε = {record.epsilon:g}\n" if i == 0 else ""
-            ax.set_title(f"{epsilon}{verdict(results, record)}\n{record.confidence:.1%}", fontsize=8)
+            ax.set_title(f"{epsilon}{verdict(results, record)}", fontsize=8)
     figure.suptitle(f"A frame under every ε, and what {results.system} sees in its stack")
     return figure
 
@@ -86,12 +86,15 @@ def _frame_row(axes: Sequence[Axes], frames: np.ndarray) -> None:
 
 def _row_label(ax: Axes, name: str, results: Results, record: Record) -> None:
     frames = f"\n{record.frames_perturbed} frames" if record.attack != CLEAN else ""
-    label = f"{name}{frames}\n{verdict(results, record)}\n{record.confidence:.1%}"
+    label = f"{name}{frames}\n{verdict(results, record)}"
     ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
 
 
 def verdict(results: Results, record: Record) -> str:
-    return f"{'✓' if record.correct else '✗'} {results.classes[record.prediction]}"
+    """Class and confidence, one below the other."""
+    if record.prediction < 0:
+        return NO_VERDICT
+    return f"{'✓' if record.correct else '✗'} {results.classes[record.prediction]}\n{record.confidence:.1%}"
 
 
 def _mark(ax: Axes, text: str, color: str) -> None:

@@ -52,6 +52,8 @@ def realisability(results: Results) -> Table:
     strata = results.columns.group_labels
     counts: dict[tuple, np.ndarray] = {}
     for row in results.realisability:
+        if row["prediction"] < 0:  # neither right nor fooled
+            continue
         key = tuple(row[name] for name in ("attack", "target", "epsilon", "medium"))
         of_groups = counts.setdefault(key, np.zeros((3, len(strata)), int))
         standing = row["attacked"] and row["correct"]

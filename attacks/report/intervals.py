@@ -29,7 +29,7 @@ class CellIntervals(NamedTuple):
 
 def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
     """Of all cells."""
-    accuracy = _rates(columns, columns.cells, _standing, _one)
+    accuracy = _rates(columns, columns.cells, _standing, _judged)
     of_attacked = _rates(columns, columns.cells, _standing, lambda cell: cell.attacked)
     eight_bit = _rates(
         columns, columns.cells, lambda cell: cell.attacked & cell.correct_8bit, lambda cell: cell.judged_8bit
@@ -63,7 +63,7 @@ def budget_intervals(columns: Columns, attacks: Sequence[str], last: int) -> dic
     if not cells:
         return {}
     standing = np.concatenate([columns.standing_within(cell, last) for cell in cells], 1)
-    units = np.stack([columns.per_group(cell, _one) for cell in cells], 1).repeat(last + 1, 1)
+    units = np.stack([columns.per_group(cell, _judged) for cell in cells], 1).repeat(last + 1, 1)
     intervals = clustered_rates(standing, units, columns.group_labels)
     return {cell: intervals[i * (last + 1) :][: last + 1] for i, cell in enumerate(cells)}
 
@@ -86,5 +86,5 @@ def _standing(cell: CellColumns) -> np.ndarray:
     return cell.attacked & ~cell.success
 
 
-def _one(cell: CellColumns) -> np.ndarray:
-    return np.ones_like(cell.attacked)
+def _judged(cell: CellColumns) -> np.ndarray:
+    return cell.judged

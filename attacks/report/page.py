@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
@@ -108,7 +109,7 @@ def headline_numbers(results: Results) -> list[Number]:
         words = f"under {spoken(name)}, {_at(epsilon)}"
         numbers.append(Number(_percent(counts.accuracy), _between(bounds.accuracy), words))
     curve = results.survivals.get(results.cell(attack, system, epsilon))
-    if curve is not None:
+    if curve is not None and not np.isnan(curve.standing[-1]):
         low, high = ("more" if end is None else str(end) for end in curve.median_interval)
         median = f"> {results.frames}" if curve.median is None else str(curve.median)
         words = f"frames, of {results.frames}, until half of the stacks it had right are fooled, at that ε"
@@ -141,7 +142,7 @@ def headline(results: Results) -> list[str]:
     for target in results.targets:
         made = [name for name in results.gradient_attacks if results.curve(name, target)]
         if made:
-            worst = min(made, key=lambda name: results.curve(name, target)[largest].accuracy)
+            worst = results.least(made, target, largest)
             before, after = results.clean(target).accuracy, results.curve(worst, target)[largest].accuracy
             sentences.append(
                 f"Transferred to {target}, {spoken(worst)} at {_at(largest)} takes {_percent(before)} to "
@@ -184,7 +185,7 @@ def _at(epsilon: float) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}\u00a0%"
 
 
 def _between(interval: Interval) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ gradient's signs on the frames in another order."""
 
 ROW = ("clip", "stack", "attack", "target", "epsilon", "medium", "prediction", "label", "attacked", "correct")
 """what a row of realisability.json tells"""
+
+NO_VERDICT = "no verdict"
+"""in the place of a class, where logits were not finite"""
 
 
 class Results(NamedTuple):
@@ -98,7 +101,20 @@ class Results(NamedTuple):
     def strongest(self) -> str:
         """The attack that leaves the white box the least stack accuracy at the least ε; of equals the last."""
         attacks = self.gradient_attacks or self.attacks
-        return min(reversed(attacks), key=lambda name: self.curve(name, self.system)[self.epsilons[0]].accuracy)
+        return self.least(reversed(attacks), self.system, self.epsilons[0])
+
+    def least(self, attacks: Iterable[str], target: str, epsilon: float) -> str:
+        """The attack that leaves the target the least stack accuracy; of equals the first."""
+
+        def accuracy(name: str) -> float:
+            counts = self.curve(name, target)[epsilon]
+            return counts.accuracy if counts.judged else 1.0
+
+        return min(attacks, key=accuracy)
+
+    def class_name(self, prediction: int) -> str:
+        """In words; of a stack or video without a verdict, too."""
+        return self.classes[prediction] if prediction >= 0 else NO_VERDICT
 
     @property
     def systems(self) -> list[str]:

@@ -14,6 +14,7 @@ from attacks.columns import SEVERAL
 from attacks.metrics import Tally
 from attacks.report import paper
 from attacks.report.cells import between, percent, rounded
+from attacks.report.faults import fault_notes
 from attacks.report.intervals import CellIntervals
 from attacks.report.results import NOISE, Results
 from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, text_of
@@ -56,6 +57,7 @@ def table1(results: Results) -> Table:
             "Stk-A, Vid-A: accuracy of stacks and videos, %. Stk-FP: mean frames perturbed of the successful stacks.",
             *interval_notes(results),
             "The paper's figures are for UCF-101 split 1.",
+            *fault_notes(results, [(attack, results.system) for attack in attacks]),
         ],
         printed=True,
     )
@@ -90,6 +92,7 @@ def table2(results: Results) -> Table:
             *interval_notes(results),
             "The paper's figures are for UCF-101 split 1.",
             *(n for n in paper.TABLE_2_NOTES if n[0] in printed),
+            *fault_notes(results, columns),
         ],
         printed=True,
     )
@@ -114,7 +117,10 @@ def control(results: Results) -> Table:
         title="Control. Accuracy (%) under noise with random signs",
         columns=[("", "epsilon"), ("", "source"), *((s, q) for s in systems for q in ("Stk-A", "recovered", "Vid-A"))],
         rows=rows,
-        notes=["recovered: stacks that were wrong when clean and right under noise; Stk-A does not count them."],
+        notes=[
+            "recovered: stacks that were wrong when clean and right under noise; Stk-A does not count them.",
+            *fault_notes(results, [(NOISE, system) for system in systems]),
+        ],
         printed=True,
     )
 
@@ -143,7 +149,8 @@ def frame_orders(results: Results) -> Table:
         rows=rows,
         notes=[
             f"Stk-A≤{budget}: stack accuracy, %, when at most {budget} frames may be perturbed; Stk-A: when all may. "
-            "Stk-FP: mean frames perturbed of the successful stacks."
+            "Stk-FP: mean frames perturbed of the successful stacks.",
+            *fault_notes(results, [(attack, results.system) for attack in attacks]),
         ],
     )
 
@@ -171,9 +178,10 @@ def denominators(results: Results, system: str) -> Table:
         ],
         rows=rows,
         notes=[
-            f"all: of all {right.examples} stacks. right: of the {right.attacked} that were right when clean. "
+            f"all: of all {right.judged} stacks. right: of the {right.attacked} that were right when clean. "
             "8-bit: of all, adversarial frames rounded to 8 bits.",
             *interval_notes(results),
+            *fault_notes(results, [(attack, system) for attack in attacks]),
         ],
     )
 
@@ -215,9 +223,12 @@ def _sources(ours: list[Value], sure: list[Value], theirs: list[Value]) -> list[
 
 
 def _quantities(counts: Tally) -> dict[str, Any]:
-    shown = {key: value for key, value in asdict(counts).items() if key not in ("frames", "stacks", "turns")}
+    left_out = ("frames", "stacks", "turns", "faults", "unjudged")
+    shown = {key: value for key, value in asdict(counts).items() if key not in left_out}
+    if counts.faults:
+        shown |= {"faults": dict(sorted(counts.faults.items())), "judged": counts.judged}
     return shown | {
-        "accuracy": counts.accuracy,
+        "accuracy": counts.accuracy if counts.judged else None,
         "accuracy_of_attacked": counts.accuracy_of_attacked,
         "success_rate": counts.success_rate,
         "accuracy_8bit": counts.accuracy_8bit,
