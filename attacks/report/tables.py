@@ -13,11 +13,11 @@ from typing import Any
 from attacks.columns import SEVERAL
 from attacks.metrics import Tally
 from attacks.report import paper
-from attacks.report.cells import between, percent, rounded
+from attacks.report.cells import between, encodable, percent, rounded
 from attacks.report.faults import fault_notes
 from attacks.report.intervals import CellIntervals
 from attacks.report.results import NOISE, Results
-from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, text_of
+from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, slug, text_of
 
 INTERVALS = (
     "95 %: interval by a bootstrap over groups of clips cut from one video, within classes where a class has several."
@@ -169,7 +169,7 @@ def denominators(results: Results, system: str) -> Table:
         rows += [row, sure]
     right = results.curve(attacks[0], system)[0.0]
     return Table(
-        name=f"denominators-{system}",
+        name=f"denominators-{slug(system)}",
         title=f"Both denominators, and 8-bit frames: stack accuracy (%) of {system}",
         columns=[
             ("", "epsilon"),
@@ -210,11 +210,15 @@ def results_json(results: Results, tables: Iterable[Table], reservations: Sequen
 def write_tables(folder: Path, tables: list[Table]) -> None:
     """summary.txt with what one looks at first, tables.txt with all but costs, tables/<name> as .csv, .md and .tex."""
     (folder / "tables").mkdir(exist_ok=True)
-    (folder / "summary.txt").write_text(text_of(table for table in tables if table.printed))
-    (folder / "tables.txt").write_text(text_of(table for table in tables if not table.timed))
+    _write(folder / "summary.txt", text_of(table for table in tables if table.printed))
+    _write(folder / "tables.txt", text_of(table for table in tables if not table.timed))
     for table in tables:
         for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
-            (folder / "tables" / f"{table.name}.{ending}").write_text(text)
+            _write(folder / "tables" / f"{table.name}.{ending}", text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(encodable(text), encoding="utf-8")
 
 
 def _sources(ours: list[Value], sure: list[Value], theirs: list[Value]) -> list[list[Value]]:
