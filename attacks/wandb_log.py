@@ -17,6 +17,7 @@ from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN
 from attacks.report import Report
+from attacks.report.cells import literal
 from attacks.report.results import Results
 from attacks.video_files import write_h264
 
@@ -42,7 +43,8 @@ QUANTITIES = {
 
 def curve_name(quantity: str, level: str, attack: str, target: str, bound: str | None = None) -> str:
     """attack/<level>_<quantity>/<attack>/<target>; with _lower or _upper after the quantity, an end of its interval."""
-    return f"attack/{level}_{quantity}{'' if bound is None else f'_{bound}'}/{attack}/{target}"
+    name = f"attack/{level}_{quantity}{'' if bound is None else f'_{bound}'}/{attack}/{target}"
+    return literal(name).replace("*", "×")  # W&B takes a * for any text
 
 
 def chart_name(quantity: str, level: str) -> str:
@@ -83,7 +85,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
 
 def clip_name(example: Example) -> str:
     """Where the video of an example is logged."""
-    return f"attack_clips/{example.clip.replace('/', '--')}"
+    return f"attack_clips/{literal(example.clip).replace('/', '--')}"
 
 
 def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
@@ -156,14 +158,15 @@ def _gallery(folder: Path, results: Results) -> dict[str, Any]:
     rows = []
     for example in results.examples:
         path = write_clip(folder, example)
+        clip, number = literal(example.clip), example.stack + 1
         panels = ", ".join([CLEAN, *example.adversarial])
-        caption = f"{example.clip}, stack {example.stack + 1}, ε = {example.epsilon:g}: {panels}; differences below"
+        caption = f"{clip}, stack {number}, ε = {example.epsilon:g}: {panels}; differences below"
         media[clip_name(example)] = wandb.Video(str(path), caption=caption, format="mp4")
         for attack in (CLEAN, *example.adversarial):
             epsilon = 0.0 if attack == CLEAN else example.epsilon
             record = results.example_records[example.clip, attack, epsilon]
             said = results.class_name(record.prediction)
-            rows.append([example.clip, example.stack + 1, results.classes[record.label], attack, epsilon, said])
+            rows.append([clip, number, results.classes[record.label], attack, epsilon, said])
             rows[-1] += [record.confidence, record.frames_perturbed, wandb.Video(str(path), format="mp4")]
     if rows:
         columns = ["clip", "stack", "class", "attack", "epsilon", "prediction", "confidence", "frames perturbed"]

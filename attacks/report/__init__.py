@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from attacks.report.cells import encodable
 from attacks.report.evidence_tables import all_tables
 from attacks.report.figures import write_figures
+from attacks.report.gallery import Gallery, gallery
 from attacks.report.page import write_page
 from attacks.report.reservations import reservations
 from attacks.report.results import Results, load_results
@@ -23,7 +25,9 @@ class Report(NamedTuple):
     """name -> PNG"""
     page: Path
     reservations: list[str]
-    """what a reader must know before the numbers"""
+    """what a reader must know before the numbers, failures included"""
+    failures: list[str]
+    """figures that could not be drawn; all else is there"""
 
     @property
     def files(self) -> list[Path]:
@@ -51,10 +55,16 @@ def write_report(folder: Path) -> Report:
     said = reservations(results)
     tables = all_tables(results)
     write_tables(folder, tables)
-    figures = write_figures(folder, results)
-    page = write_page(folder, results, tables, figures, said)
+    figures, failures = write_figures(folder, results)
+    try:
+        shown = gallery(results)
+    except Exception as error:  # as with a figure: a picture must not cost the report
+        shown = Gallery([], moves=False)
+        failures.append(f"The gallery could not be drawn: {type(error).__name__}: {error}")
+    said += failures
+    page = write_page(folder, results, tables, figures, said, shown)
     content = json.dumps(results_json(results, tables, said), indent=1, ensure_ascii=False)
-    write_whole(folder / "results.json", content + "\n")
+    write_whole(folder / "results.json", encodable(content) + "\n")
     for sentence in said:
         warnings.warn(sentence, stacklevel=2)
-    return Report(folder, results, tables, figures, page, said)
+    return Report(folder, results, tables, figures, page, said, failures)

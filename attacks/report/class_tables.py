@@ -38,7 +38,7 @@ class ClassCounts(NamedTuple):
 
 
 def by_class(results: Results, cells: Sequence[Cell]) -> list[dict[int, ClassCounts]]:
-    """Of each cell: index of each class that has a stack with a verdict -> its counts. A stack counts for its own class.
+    """Of each cell: index of each class with a stack that has a verdict -> counts. A stack counts for its class.
 
     The intervals of a class are by a bootstrap over all groups that have a stack of it, those of several classes too.
     """

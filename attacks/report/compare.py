@@ -13,12 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attacks.records import CLEAN
-from attacks.report.cells import between, percent, percents
+from attacks.report.cells import between, encodable, percent, percents
 from attacks.report.figures import curve
+from attacks.report.lettering import drawn, drawn_attack
 from attacks.report.page import facts, picture, render
 from attacks.report.results import Results, load_results
-from attacks.report.style import DOTS_PER_INCH, RC, STYLES, accuracy_axes
-from attacks.report.table import BETWEEN, Table, Value, spoken
+from attacks.report.style import DOTS_PER_INCH, STYLES, accuracy_axes, legend_columns, settings_for
+from attacks.report.table import BETWEEN, Table, Value
 from attacks.report.tables import write_tables
 from attacks.statistics import difference, mcnemar
 from attacks.whole_file import write_whole
@@ -53,7 +54,7 @@ def compare(folders: list[Path], output: Path) -> Comparison:
     output.mkdir(parents=True, exist_ok=True)
     tables = [side_by_side(sweeps, attacks), differences(sweeps, attacks)]
     write_tables(output, tables)
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(settings_for([*sweeps, *attacks])):
         figure = curves(sweeps, attacks)
         path = output / "comparison.png"
         figure.savefig(path, dpi=DOTS_PER_INCH)
@@ -67,7 +68,7 @@ def compare(folders: list[Path], output: Path) -> Comparison:
         captions={"comparison": "Stack accuracy of each sweep's white box against ε, with 95 % intervals."},
         facts={name: facts(results) for name, results in sweeps.items()},
     )
-    write_whole(output / "index.html", text)
+    write_whole(output / "index.html", encodable(text))
     return Comparison(output / "index.html", tables)
 
 
@@ -147,13 +148,13 @@ def curves(sweeps: Mapping[str, Results], attacks: list[str]) -> Figure:
     for ax, attack in zip(axes, attacks, strict=False):
         for place, (name, results) in enumerate(sweeps.items()):
             look = STYLES[place % len(STYLES)]
-            curve(ax, results, attack, results.system, "stack", look, name, place)
+            curve(ax, results, attack, results.system, "stack", look, drawn(name), place)
         first = ax in axes[::columns]
-        accuracy_axes(ax, chance, title=spoken(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
+        accuracy_axes(ax, chance, title=drawn_attack(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
     for ax in axes[len(attacks) :]:
         ax.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, 4))
     figure.suptitle("Stack accuracy of the white box")
     return figure
 

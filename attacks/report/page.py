@@ -14,7 +14,8 @@ from PIL import Image
 
 from attacks.group_bootstrap import Interval
 from attacks.records import CLEAN
-from attacks.report.gallery import gallery
+from attacks.report.cells import encodable
+from attacks.report.gallery import Gallery, gallery
 from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH
 from attacks.report.table import Table, spoken
@@ -58,6 +59,7 @@ def write_page(
     tables: list[Table],
     figures: Mapping[str, Path],
     reservations: Sequence[str] = (),
+    shown: Gallery | None = None,
 ) -> Path:
     """Write report/index.html into the folder of a sweep; the other arguments are what it shows."""
     path = folder / "report" / "index.html"
@@ -72,12 +74,12 @@ def write_page(
         tables={table.name: table for table in tables},
         figures={name: picture(figure) for name, figure in figures.items()},
         captions=CAPTIONS,
-        gallery=gallery(results),
+        gallery=gallery(results) if shown is None else shown,
         rows_shown=ROWS_SHOWN,
         controls=[table for table in tables if table.name in ("control", "orders", "paths")],
         denominators=[table for table in tables if table.name.startswith("denominators")],
     )
-    write_whole(path, text)
+    write_whole(path, encodable(text))
     return path
 
 

@@ -12,6 +12,7 @@ from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
+from attacks.report.cells import literal
 from attacks.report.intervals import CellIntervals, budget_intervals, cell_intervals, survivals
 from attacks.report.path_table import read_paths
 from attacks.survival import Survival
@@ -121,6 +122,11 @@ class Results(NamedTuple):
         return [self.system, *self.targets]
 
     @property
+    def names(self) -> list[str]:
+        """All that figures write and that is not ours."""
+        return [*self.systems, *self.attacks, *self.classes, *(example.clip for example in self.examples)]
+
+    @property
     def extent(self) -> str:
         """What the figures are about, in words."""
         videos, stacks = self.clean(self.system, "video").examples, self.clean(self.system).examples
@@ -185,7 +191,7 @@ def load_results(folder: Path) -> Results:
         attacks=attacks,
         dense=dense,
         epsilons=sorted(settings["epsilons"]),
-        classes=settings["classes"],
+        classes=[literal(name) for name in settings["classes"]],
         test_clips=settings["test_clips"],
         tallies=tallies,
         # A clip may have been chosen, and its frames kept, by a process that was killed before it wrote the rows.
