@@ -110,6 +110,18 @@ def test_rates_have_both_denominators(records: list[Record], tables: dict[str, T
         assert row["accuracy of all/high"] - row["accuracy of all/low"] > 1
 
 
+def test_intervals_of_rates_are_those_of_their_groups_counts(records: list[Record], tables: dict[str, Table]) -> None:
+    """Of all stacks, and of those right when clean: one that was wrong when clean does not stand."""
+    rows = {(r["level"], r["attack"], r["judged"], r["epsilon"]): r for r in dicts(tables["rates"])}
+    for attack, epsilon in (("one_shot", 0.01), ("iterative_saliency_rg", 0.035), (CLEAN, 0.0)):
+        row = rows["stack", attack, "flownet2", epsilon]
+        units, right, still = by_group(stacks(records, attack, "flownet2", epsilon))
+        assert right.sum() < units.sum()
+        for name, of in (("accuracy of all", units), ("accuracy of right", right)):
+            expected = clustered_rate(still, of, CLASS_OF_GROUP)
+            assert (row[f"{name}/low"], row[f"{name}/high"]) == in_percent(expected)
+
+
 def test_paired_counts(records: list[Record], tables: dict[str, Table]) -> None:
     rows = dicts(tables["paired"])
     assert {row["judged"] for row in rows} == set(made_up.SYSTEMS)
