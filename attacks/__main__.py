@@ -20,7 +20,9 @@ def report(folder: Path) -> None:
     """
     made = write_report(sweep_folder(folder))
     print_tables(get_console(), made.tables)
-    get_console().print(f"Report: {made.page}", soft_wrap=True)
+    get_console().print(f"Report: {made.page}", soft_wrap=True, markup=False)
+    if made.failures:
+        sys.exit("\n".join(f"Error: {failure}" for failure in made.failures))
 
 
 def compare(first: Path, second: Path, more: list[Path] | None = None, output: Path = Path("comparison")) -> None:
@@ -34,7 +36,7 @@ def compare(first: Path, second: Path, more: list[Path] | None = None, output: P
     """
     made = write_comparison([sweep_folder(folder) for folder in (first, second, *(more or []))], output)
     print_tables(get_console(), made.tables)
-    get_console().print(f"Comparison: {made.page}", soft_wrap=True)
+    get_console().print(f"Comparison: {made.page}", soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

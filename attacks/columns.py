@@ -1,6 +1,6 @@
 """The records of a sweep as columns, some 20 bytes each: what groups, pairs of attacks and classes are counted from.
 
-A unit is a stack or a video. Its class and its group are kept once, its verdict once for each attack, target and ε.
+A unit is a stack or a video. Its class and its group are kept once, its verdict once for each cell.
 What a group holds of one class is a class group: all of the group where, as in UCF-101, groups are within classes.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from attacks.metrics import Cell, turns
+from attacks.metrics import Cell, judged, turns
 from attacks.records import Record
 
 QUALITIES = ("psnr", "ssim", "flicker", "flow_epe")
@@ -24,7 +24,7 @@ class CellColumns:
     def __init__(self) -> None:
         self._units, self._frames = array("I"), array("I")
         self._verdicts = array("B")
-        self._classes = array("H")
+        self._classes = array("i")
         self._qualities = array("f")
         self._turn_places, self._turn_frames, self._turn_changes = array("I"), array("H"), array("b")
 
@@ -35,9 +35,9 @@ class CellColumns:
             self._turn_changes.append(change)
         self._units.append(unit)
         self._frames.append(record.frames_perturbed)
-        judged = record.correct_8bit is not None
-        verdict = record.attacked | record.success << 1 | record.correct << 2 | judged << 3
-        self._verdicts.append(verdict | bool(record.correct_8bit) << 4)
+        with_8bit = record.correct_8bit is not None and judged(record)
+        verdict = record.attacked | record.success << 1 | record.correct << 2 | with_8bit << 3
+        self._verdicts.append(verdict | bool(record.correct_8bit) << 4 | judged(record) << 5)
         self._classes.extend((record.clean_prediction, record.prediction))
         values = (record.psnr, record.ssim, record.flicker, record.flow_epe)
         if any(value is not None for value in values):
@@ -64,6 +64,11 @@ class CellColumns:
         return self._flag(1)
 
     @property
+    def judged(self) -> np.ndarray:
+        """Has a verdict."""
+        return self._flag(5)
+
+    @property
     def judged_8bit(self) -> np.ndarray:
         return self._flag(3)
 
@@ -73,7 +78,7 @@ class CellColumns:
 
     @property
     def predictions(self) -> np.ndarray:
-        """(N, 2) class of the clean and of the attacked unit."""
+        """(N, 2) class of the clean and of the attacked unit; -1 where there is no verdict."""
         return np.array(self._classes).reshape(-1, 2)
 
     @property
@@ -110,7 +115,7 @@ class Columns:
             self._unit_groups.append(group)
             self._unit_labels.append(record.label)
             self._unit_class_groups.append(of_class)
-        cell = Cell(record.level, record.attack, record.target, record.epsilon)
+        cell = Cell.of(record)
         if cell not in self.cells:
             self.cells[cell] = CellColumns()
         self.cells[cell].add(unit, record)

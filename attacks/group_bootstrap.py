@@ -136,14 +136,30 @@ def effective_wilson(
     Returns:
         The lower and the upper ends, (k,) each.
     """
-    groups = len(strata)
     spread = rates * (1 - rates)
-    still = (spread < 1e-12) | (variances < 1e-9)
-    units = np.where(still, groups, spread / np.where(still, 1, variances))
-    z = np.where(still, _student(max(groups - 1, 1), level), student_quantile(influence, strata, level))
+    units, z = effective_units(spread, variances, influence, strata, level)
     middle = (rates + z * z / (2 * units)) / (1 + z * z / units)
     half = z / (1 + z * z / units) * np.sqrt(spread / units + (z / (2 * units)) ** 2)
     return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
+
+
+def effective_units(
+    spread: np.ndarray, variances: np.ndarray, influence: np.ndarray, strata: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many independent units would be as sure as the groups, and Student's quantile to take there, (k,) each.
+
+    Args:
+        spread: (k,) variance of one unit; the others as of `effective_wilson`.
+    """
+    groups = len(strata)
+    still = (spread < 1e-12) | (variances < 1e-9)
+    units = np.where(still, groups, spread / np.where(still, 1, variances))
+    return units, np.where(still, quantile_of_groups(groups, level), student_quantile(influence, strata, level))
+
+
+def quantile_of_groups(groups: int, level: float) -> float:
+    """Student's, where each group counts as one unit."""
+    return float(_student(max(groups - 1, 1), level))
 
 
 def student_quantile(influence: np.ndarray, strata: np.ndarray, level: float) -> np.ndarray:

@@ -3,8 +3,10 @@ frame budget. Pure functions, one pass.
 
 Micro averages: every stack (or video) weighs the same. Only examples that were judged right when clean are attacked.
 The others count as wrong at every ε; one that a perturbation happens to correct is counted in `recovered` alone.
+One without a verdict, as its logits were not finite, is neither right nor fooled: it is left out of the rates.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,16 +14,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attacks.records import CLEAN, Record
+from attacks.records import CLEAN, NOT_FINITE, Record
 
 
 class Cell(NamedTuple):
     """What a figure of the report is about."""
 
     level: str
+    system: str
+    """the white box, whose gradient the attack used"""
     attack: str
     target: str
+    """the system that was judged"""
     epsilon: float
+
+    @classmethod
+    def of(cls, record: Record) -> "Cell":
+        """The one that a record counts in."""
+        return cls(record.level, record.system, record.attack, record.target, record.epsilon)
 
 
 @dataclass
@@ -44,13 +54,20 @@ class Tally:
     """frames perturbed -> attacked examples that became right there, less those that became wrong"""
     pair_forwards: int = 0
     pair_backwards: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """fault -> examples that say nothing of robustness; NO_GRADIENT of attacked ones alone"""
+    unjudged: int = 0
+    """without a verdict"""
 
     def add(self, record: Record) -> None:
         self.examples += 1
+        self.unjudged += not judged(record)
+        if record.fault is not None and (record.attacked or record.fault == NOT_FINITE):
+            self.faults[record.fault] += 1
         self.attacked += record.attacked
         self.success += record.success
         self.recovered += record.correct and not record.attacked
-        if record.correct_8bit is not None:
+        if record.correct_8bit is not None and judged(record):
             self.judged_8bit += 1
             self.standing_8bit += record.attacked and record.correct_8bit
         if record.success:
@@ -64,14 +81,18 @@ class Tally:
 
     def accuracy_within(self, budget: int) -> float:
         """Of all examples: right when clean, and still right with `budget` frames perturbed or fewer."""
-        return (
-            self.attacked + sum(change for frames, change in self.turns.items() if frames <= budget)
-        ) / self.examples
+        standing = self.attacked + sum(change for frames, change in self.turns.items() if frames <= budget)
+        return standing / self.judged if self.judged else math.nan
+
+    @property
+    def judged(self) -> int:
+        """Examples with a verdict."""
+        return self.examples - self.unjudged
 
     @property
     def accuracy(self) -> float:
-        """Of all examples: judged right when clean and still right."""
-        return (self.attacked - self.success) / self.examples
+        """Of all examples with a verdict: judged right when clean and still right; nan when there are none."""
+        return (self.attacked - self.success) / self.judged if self.judged else math.nan
 
     @property
     def accuracy_of_attacked(self) -> float | None:
@@ -99,29 +120,33 @@ class Tally:
 
 
 def tally(records: Iterable[Record]) -> dict[Cell, Tally]:
-    """Counts per (level, attack, target, ε), cells in order of first appearance."""
+    """Counts per cell, cells in order of first appearance."""
     tallies: dict[Cell, Tally] = {}
     for record in records:
-        cell = Cell(record.level, record.attack, record.target, record.epsilon)
-        tallies.setdefault(cell, Tally()).add(record)
+        tallies.setdefault(Cell.of(record), Tally()).add(record)
     return tallies
 
 
-def curve(tallies: Mapping[Cell, Tally], *, level: str, attack: str, target: str) -> dict[float, Tally]:
-    """ε -> tally in order of ε, the clean system at ε = 0; empty when this attack was not made on this target."""
-    points = {c.epsilon: t for c, t in tallies.items() if c[:3] == (level, attack, target)}
-    clean = tallies.get(Cell(level, CLEAN, target, 0.0))
+def curve(tallies: Mapping[Cell, Tally], *, level: str, system: str, attack: str, target: str) -> dict[float, Tally]:
+    """ε -> tally in order of ε, the clean target at ε = 0; empty when `system`'s attack was not made on this target."""
+    points = {cell.epsilon: t for cell, t in tallies.items() if cell[:-1] == (level, system, attack, target)}
+    clean = tallies.get(Cell(level, system, CLEAN, target, 0.0))
     if points and clean is not None:
         points.setdefault(0.0, clean)
     return dict(sorted(points.items()))
 
 
 def budget_map(
-    tallies: Mapping[Cell, Tally], *, attack: str, target: str, epsilons: Iterable[float], frames: int
+    tallies: Mapping[Cell, Tally], *, system: str, attack: str, target: str, epsilons: Iterable[float], frames: int
 ) -> np.ndarray:
     """Stack accuracy (E, T+1) under each ε with 0 … T = `frames` perturbed, for an attack that goes frame by frame."""
-    cells = [tallies[Cell("stack", attack, target, epsilon)] for epsilon in epsilons]
+    cells = [tallies[Cell("stack", system, attack, target, epsilon)] for epsilon in epsilons]
     return np.array([[cell.accuracy_within(budget) for budget in range(frames + 1)] for cell in cells])
+
+
+def judged(record: Record) -> bool:
+    """The example has a verdict, clean and attacked."""
+    return record.attacked or record.fault != NOT_FINITE
 
 
 def turns(record: Record) -> Iterator[tuple[int, int]]:

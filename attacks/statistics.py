@@ -1,5 +1,6 @@
 """Intervals of rates and means, and attacks paired on the same units. Pure functions; scipy where it has them."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,9 @@ from attacks.group_bootstrap import (
     RESAMPLES,
     Interval,
     alike,
+    effective_units,
     effective_wilson,
+    quantile_of_groups,
     rate_intervals,
     resampled_ratios,
     resampled_sums,
@@ -20,6 +23,8 @@ from attacks.group_bootstrap import (
 
 AT_ONCE = 100
 """rates whose resamples are in memory together"""
+_HALVINGS = 50
+"""of the range in which an end of an interval lies: to the last digit"""
 
 
 class Paired(NamedTuple):
@@ -154,8 +159,9 @@ def mcnemar(
 ) -> Paired:
     """Exact test on the units that only one of two attacks fooled, and the difference of the rates with its interval.
 
-    The interval joins those of the two rates through their correlation (Newcombe 1998; Zou and Donner 2008):
-    Wilson's for independent units, `clustered_rates` for units in groups.
+    The interval is Tango's (1998) score interval, as Wilson's is that of one rate: for independent units, or at the
+    number of them that would be as sure as the groups (`clustered_rates`). Two attacks that agree on all of N units may
+    still differ by z²/(N + z²), some 4/N: no interval has zero width.
 
     Args:
         first, second: (N,) bool, success on the same units.
@@ -170,32 +176,73 @@ def mcnemar(
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    both = np.stack([first, second], 1).astype(float)
+    p, q = first.mean(), second.mean()
     if groups is None:
-        intervals = [wilson(int(successes), len(first), level=level) for successes in both.sum(0)]
-        pairs = both
+        interval = tango(only_first, only_second, len(first), float(stats.norm.ppf((1 + level) / 2)))
     else:
-        found, groups = np.unique(groups, return_inverse=True)
-        strata = strata_of(None if strata is None else np.asarray(strata)[found], len(found))
-        successes = np.stack([np.bincount(groups, column) for column in both.T], 1)
-        totals = np.bincount(groups)[:, None].repeat(2, 1).astype(float)
-        pairs = resampled_ratios(successes, totals, strata, resamples, seed)
-        intervals = rate_intervals(successes, totals, pairs, strata, level)
-    varying = (pairs.std(0, dtype=np.float64) > 1e-5).all()  # the resamples are summed in single precision
-    together = float(np.corrcoef(pairs.T)[0, 1]) if varying else 0.0
-    p, q = both.mean(0)
-    interval = difference(p, q, intervals[0], intervals[1], together)
+        interval = _clustered_tango(first, second, groups, strata, level, resamples, seed)
     return Paired(len(first), only_first, only_second, float(p - q), interval, p_value)
 
 
-def difference(p: float, q: float, first: Interval, second: Interval, together: float = 0.0) -> Interval:
-    """Interval of p - q from those of p and q and the correlation of their estimates, 0 where they are independent."""
+def tango(only_first: float, only_second: float, units: float, z: float) -> Interval:
+    """Tango's score interval of a difference of paired rates (1998, Statistics in Medicine 17:891).
 
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(max(a * a - 2 * together * a * b + b * b, 0)))
+    Its ends are the differences that a score test, with the discordance that is likeliest under each, just does not
+    reject.
 
-    low = p - q - reach(p - first.low, second.high - q)
-    return Interval(max(low, -1.0), min(p - q + reach(first.high - p, q - second.low), 1.0))
+    Args:
+        only_first, only_second: units on which one alone succeeded; fractions where `units` is an effective number.
+        z: quantile of the test.
+    """
+    found = (only_first - only_second) / units
+
+    def rejected(delta: float) -> bool:
+        a = 2 * units
+        b = (2 * units - only_first + only_second) * delta - only_first - only_second
+        c = -only_second * delta * (1 - delta)
+        second = (math.sqrt(max(b * b - 4 * a * c, 0)) - b) / (2 * a)
+        return units * (found - delta) ** 2 > z * z * (2 * second + delta * (1 - delta))
+
+    def end(inside: float, outside: float) -> float:
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
+        return inside
+
+    return Interval(end(found, -1.0), end(found, 1.0))
+
+
+def _clustered_tango(
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    strata: np.ndarray | None,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    found, groups = np.unique(groups, return_inverse=True)
+    strata = strata_of(None if strata is None else np.asarray(strata)[found], len(found))
+    only = [np.bincount(groups, mask, minlength=len(found)) for mask in (first & ~second, second & ~first)]
+    totals = np.bincount(groups).astype(float)
+    difference = (only[0] - only[1])[:, None]
+    shares = [one.sum() / totals.sum() for one in only]
+    delta = shares[0] - shares[1]
+    variance = resampled_ratios(difference, totals[:, None], strata, resamples, seed).var(0, dtype=np.float64)
+    influence = (difference - delta * totals[:, None]) / totals.sum()
+    (units,), (z,) = effective_units(np.array([sum(shares) - delta**2]), variance, influence, strata, level)
+    interval = tango(shares[0] * units, shares[1] * units, units, z)
+    # Where few groups hold all that differs, the variance is hardly known, and Student's quantile grows without end.
+    # No groups are less sure than such of which each is one unit.
+    whole = totals.sum() ** 2 / (totals**2).sum()
+    widest = tango(shares[0] * whole, shares[1] * whole, whole, quantile_of_groups(len(found), level))
+    return Interval(max(interval.low, widest.low), min(interval.high, widest.high))
+
+
+def difference(p: float, q: float, first: Interval, second: Interval) -> Interval:
+    """Interval of p - q from those of two independent rates (Newcombe 1998; Zou and Donner 2008)."""
+    low = p - q - math.hypot(p - first.low, second.high - q)
+    return Interval(max(low, -1.0), min(p - q + math.hypot(first.high - p, q - second.low), 1.0))
 
 
 def _strata_of(strata: np.ndarray | None, groups: np.ndarray) -> np.ndarray:

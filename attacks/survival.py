@@ -14,7 +14,7 @@ class Survival(NamedTuple):
     """Share of the attacked units that still stand after so many perturbed frames (Kaplan and Meier)."""
 
     standing: np.ndarray
-    """(T+1,) for 0 … T frames"""
+    """(T+1,) for 0 … T frames; nan from the first on where no unit was given any"""
     low: np.ndarray
     high: np.ndarray
     median: int | None
@@ -39,7 +39,8 @@ def survival(
     The band is pointwise, made as that of `clustered_rates`; each unit is its own group when `groups` is None.
 
     Args:
-        frames: (N,) frames perturbed, 0 … last; a unit that was given none is censored at once.
+        frames: (N,) frames perturbed, 0 … last; a unit that was given none, as an attack could not move it, is
+            censored at once: it tells nothing, and counts neither as standing nor in the band.
         success: (N,) bool.
         last: T, all frames of a stack.
         groups: (N,) index of each unit's group.
@@ -51,7 +52,13 @@ def survival(
             f"{len(frames)} units, frames {frames.tolist()[:5]} …: at least one attacked unit is needed, "
             f"with 0 to {last} frames, and 1 at least where it fell"
         )
-    found, groups = np.unique(np.arange(len(frames)) if groups is None else groups, return_inverse=True)
+    groups = np.arange(len(frames)) if groups is None else np.asarray(groups)
+    moved = frames > 0
+    if not moved.any():
+        unknown = np.where(np.arange(last + 1) > 0, np.nan, 1.0)
+        return Survival(unknown, unknown, unknown, None, (None, None))
+    frames, success, groups = frames[moved], success[moved], groups[moved]
+    found, groups = np.unique(groups, return_inverse=True)
     strata = strata_of(None if strata is None else np.asarray(strata)[found], len(found))
     times = np.arange(last + 1)
     # Of each group at each time: units that fell, and units that had stood until then.

@@ -17,6 +17,7 @@ from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN
 from attacks.report import Report
+from attacks.report.cells import literal
 from attacks.report.results import Results
 from attacks.video_files import write_h264
 
@@ -42,7 +43,8 @@ QUANTITIES = {
 
 def curve_name(quantity: str, level: str, attack: str, target: str, bound: str | None = None) -> str:
     """attack/<level>_<quantity>/<attack>/<target>; with _lower or _upper after the quantity, an end of its interval."""
-    return f"attack/{level}_{quantity}{'' if bound is None else f'_{bound}'}/{attack}/{target}"
+    name = f"attack/{level}_{quantity}{'' if bound is None else f'_{bound}'}/{attack}/{target}"
+    return literal(name).replace("*", "×")  # W&B takes a * for any text
 
 
 def chart_name(quantity: str, level: str) -> str:
@@ -65,7 +67,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
         run.log({EPSILON: epsilon} | points)
     # The summary keeps the last value of each curve, at the largest ε; beside it, what the attacks started from.
     for system, level in product(results.systems, LEVELS):
-        run.summary[f"clean/{level}_accuracy/{system}"] = results.clean(system, level).accuracy
+        run.summary[f"clean/{level}_accuracy/{system}"] = _known(results.clean(system, level).accuracy)
 
     media: dict[str, Any] = dict(_charts(results, curves))
     for table in report.tables:
@@ -83,7 +85,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
 
 def clip_name(example: Example) -> str:
     """Where the video of an example is logged."""
-    return f"attack_clips/{example.clip.replace('/', '--')}"
+    return f"attack_clips/{literal(example.clip).replace('/', '--')}"
 
 
 def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
@@ -110,7 +112,7 @@ def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]
     for attack, target, level in product(results.attacks, results.systems, LEVELS):
         points, bounds = results.curve(attack, target, level), results.bounds(attack, target, level)
         for quantity, about in QUANTITIES.items():
-            values: dict[float, float | None] = {e: getattr(tally, about.field) for e, tally in points.items()}
+            values = {e: _known(getattr(tally, about.field)) for e, tally in points.items()}
             if all(value is None for value in values.values()):
                 continue
             yield curve_name(quantity, level, attack, target), values
@@ -119,6 +121,11 @@ def curves_of(results: Results) -> Iterator[tuple[str, dict[float, float | None]
                 ends = {e: value for e, value in ends.items() if not np.isnan(value)}
                 if ends:  # one-shot perturbs all frames, always: that mean has no interval
                     yield curve_name(quantity, level, attack, target, bound), ends
+
+
+def _known(value: float | None) -> float | None:
+    """None for nan, too: a rate of no example."""
+    return None if value is None or np.isnan(value) else value
 
 
 def _charts(
@@ -139,7 +146,7 @@ def _charts(
                     [[epsilon for epsilon, _ in points] for points in lines.values()],
                     [[value for _, value in points] for points in lines.values()],
                     keys=list(lines),
-                    title=f"{level} level: {about.title}",
+                    title=f"{level} level: {about.title}, gradient of {results.system}",
                     xname="epsilon",
                 ),
             )
@@ -151,14 +158,15 @@ def _gallery(folder: Path, results: Results) -> dict[str, Any]:
     rows = []
     for example in results.examples:
         path = write_clip(folder, example)
+        clip, number = literal(example.clip), example.stack + 1
         panels = ", ".join([CLEAN, *example.adversarial])
-        caption = f"{example.clip}, stack {example.stack + 1}, ε = {example.epsilon:g}: {panels}; differences below"
+        caption = f"{clip}, stack {number}, ε = {example.epsilon:g}: {panels}; differences below"
         media[clip_name(example)] = wandb.Video(str(path), caption=caption, format="mp4")
         for attack in (CLEAN, *example.adversarial):
             epsilon = 0.0 if attack == CLEAN else example.epsilon
             record = results.example_records[example.clip, attack, epsilon]
-            said = results.classes[record.prediction]
-            rows.append([example.clip, example.stack + 1, results.classes[record.label], attack, epsilon, said])
+            said = results.class_name(record.prediction)
+            rows.append([clip, number, results.classes[record.label], attack, epsilon, said])
             rows[-1] += [record.confidence, record.frames_perturbed, wandb.Video(str(path), format="mp4")]
     if rows:
         columns = ["clip", "stack", "class", "attack", "epsilon", "prediction", "confidence", "frames perturbed"]

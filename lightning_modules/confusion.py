@@ -2,17 +2,21 @@
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from attacks.report.lettering import drawn_class, families
 from lightning_modules.flow_classification import FlowClassification
 from lightning_modules.run_folder import RunFolder
 
 COUNTED = 30
 """Up to so many classes each cell of the picture carries its number."""
+LONGEST = 24
+"""Letters of a class's name."""
 
 
 class ConfusionMatrix(Callback):
@@ -39,20 +43,28 @@ def draw(counts: Tensor, classes: list[str], path: Path) -> None:
     numbers = counts.cpu().numpy()
     share = numbers / np.maximum(numbers.sum(1, keepdims=True), 1)
     side = 2 + 0.35 * len(classes) if len(classes) <= COUNTED else 2 + 0.16 * len(classes)
+    names = [drawn_class(classes, index, LONGEST) for index in range(len(classes))]
+    # Class names are the data set's: a $ in one is no formula.
+    with matplotlib.rc_context({"font.family": families(classes), "text.parse_math": False, "text.usetex": False}):
+        figure = _figure(numbers, share, names, side)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+
+
+def _figure(numbers: np.ndarray, share: np.ndarray, names: list[str], side: float) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
-    small = 8 if len(classes) <= COUNTED else 5
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=small)
-    axes.set_yticks(range(len(classes)), classes, fontsize=small)
+    small = 8 if len(names) <= COUNTED else 5
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
+    axes.set_yticks(range(len(names)), names, fontsize=small)
     axes.set_xlabel("prediction")
     axes.set_ylabel("class")
-    if len(classes) <= COUNTED:
+    if len(names) <= COUNTED:
         for row, column in np.argwhere(numbers):
             ink = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(numbers[row, column]), ha="center", va="center", color=ink, fontsize=small)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _log_chart(logger: WandbLogger, counts: Tensor, classes: list[str], step: int) -> None:

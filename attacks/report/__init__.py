@@ -1,12 +1,16 @@
 """What a finished sweep says: tables, figures, page and results.json, from the records in its folder alone."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from attacks.report.cells import encodable
 from attacks.report.evidence_tables import all_tables
 from attacks.report.figures import write_figures
+from attacks.report.gallery import Gallery, gallery
 from attacks.report.page import write_page
+from attacks.report.reservations import reservations
 from attacks.report.results import Results, load_results
 from attacks.report.table import Table
 from attacks.report.tables import results_json, write_tables
@@ -20,6 +24,10 @@ class Report(NamedTuple):
     figures: dict[str, Path]
     """name -> PNG"""
     page: Path
+    reservations: list[str]
+    """what a reader must know before the numbers, failures included"""
+    failures: list[str]
+    """figures that could not be drawn; all else is there"""
 
     @property
     def files(self) -> list[Path]:
@@ -37,14 +45,26 @@ def write_report(folder: Path) -> Report:
     summary.txt and tables.txt, tables/*, figures/*, report/index.html, and results.json last: that it is there says
     that the report is finished.
 
+    Warns:
+        UserWarning: what a reader must know before the numbers, each once.
+
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
     """
     results = load_results(folder)
+    said = reservations(results)
     tables = all_tables(results)
     write_tables(folder, tables)
-    figures = write_figures(folder, results)
-    page = write_page(folder, results, tables, figures)
-    content = json.dumps(results_json(results, tables), indent=1, ensure_ascii=False)
-    write_whole(folder / "results.json", content + "\n")
-    return Report(folder, results, tables, figures, page)
+    figures, failures = write_figures(folder, results)
+    try:
+        shown = gallery(results)
+    except Exception as error:  # as with a figure: a picture must not cost the report
+        shown = Gallery([], moves=False)
+        failures.append(f"The gallery could not be drawn: {type(error).__name__}: {error}")
+    said += failures
+    page = write_page(folder, results, tables, figures, said, shown)
+    content = json.dumps(results_json(results, tables, said), indent=1, ensure_ascii=False)
+    write_whole(folder / "results.json", encodable(content) + "\n")
+    for sentence in said:
+        warnings.warn(sentence, stacklevel=2)
+    return Report(folder, results, tables, figures, page, said, failures)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attacks.columns import CellColumns
 from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell
 from attacks.records import CLEAN
@@ -37,7 +38,7 @@ class ClassCounts(NamedTuple):
 
 
 def by_class(results: Results, cells: Sequence[Cell]) -> list[dict[int, ClassCounts]]:
-    """Of each cell: index of each class that has a stack -> its counts. A stack counts for its own class.
+    """Of each cell: index of each class with a stack that has a verdict -> counts. A stack counts for its class.
 
     The intervals of a class are by a bootstrap over all groups that have a stack of it, those of several classes too.
     """
@@ -45,7 +46,7 @@ def by_class(results: Results, cells: Sequence[Cell]) -> list[dict[int, ClassCou
     labels = columns.class_groups[:, 1]
     units, attacked, standing = (
         np.stack([columns.per_class_group(cell, values) for cell in cells], 1)
-        for values in (lambda c: np.ones_like(c.attacked), lambda c: c.attacked, lambda c: c.attacked & ~c.success)
+        for values in (lambda c: c.judged, lambda c: c.attacked, lambda c: c.attacked & ~c.success)
     )
     found: list[dict[int, ClassCounts]] = [{} for _ in cells]
     for label in np.unique(labels).tolist():
@@ -69,7 +70,7 @@ def per_class(results: Results) -> Table:
     """Accuracy and success of each class, stack level, white box."""
     rows: list[list[Value]] = []
     names = [(CLEAN, 0.0), *product(results.attacks, results.epsilons)]
-    cells = [Cell("stack", attack, results.system, epsilon) for attack, epsilon in names]
+    cells = [results.cell(attack, results.system, epsilon) for attack, epsilon in names]
     for cell, of_classes in zip(cells, by_class(results, cells), strict=True):
         for label, counts in of_classes.items():
             fooled = counts.attacked - counts.standing
@@ -102,16 +103,21 @@ def per_class(results: Results) -> Table:
 
 def confusion(results: Results, attack: str, epsilon: float) -> np.ndarray:
     """(C, C) stacks that were right when clean: class when clean -> class when attacked, by the white box."""
-    cell = results.columns.cells[Cell("stack", attack, results.system, epsilon)]
+    cell = results.columns.cells[results.cell(attack, results.system, epsilon)]
     counts = np.zeros((len(results.classes),) * 2, int)
-    np.add.at(counts, tuple(cell.predictions[cell.attacked].T), 1)
+    np.add.at(counts, tuple(cell.predictions[_of_two_classes(cell)].T), 1)
     return counts
+
+
+def _of_two_classes(cell: CellColumns) -> np.ndarray:
+    """(N,) bool: attacked, with a class when clean and one when attacked."""
+    return cell.attacked & (cell.predictions >= 0).all(1)
 
 
 def confusions(results: Results) -> Table:
     """What the fooled stacks are taken for: most frequent first."""
     names = list(product(results.attacks, results.epsilons))
-    intervals = _confusion_intervals(results, [Cell("stack", a, results.system, epsilon) for a, epsilon in names])
+    intervals = _confusion_intervals(results, [results.cell(a, results.system, epsilon) for a, epsilon in names])
     rows: list[list[Value]] = []
     for place, (attack, epsilon) in enumerate(names):
         counts = confusion(results, attack, epsilon)
@@ -152,8 +158,9 @@ def _confusion_intervals(results: Results, cells: Sequence[Cell]) -> dict[tuple[
     found = []
     for place, cell in enumerate(cells):
         of = results.columns.cells[cell]
-        groups = results.columns.groups[of.units[of.attacked]]
-        found.append(np.column_stack([np.full(len(groups), place), groups, of.predictions[of.attacked]]))
+        shown = _of_two_classes(of)
+        groups = results.columns.groups[of.units[shown]]
+        found.append(np.column_stack([np.full(len(groups), place), groups, of.predictions[shown]]))
     stacks = np.concatenate(found)
     intervals = {}
     for clean in np.unique(stacks[:, 2]).tolist():

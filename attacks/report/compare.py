@@ -12,14 +12,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from attacks.metrics import Cell
 from attacks.records import CLEAN
-from attacks.report.cells import between, percent, percents
+from attacks.report.cells import between, encodable, percent, percents
 from attacks.report.figures import curve
+from attacks.report.lettering import drawn, drawn_attack
 from attacks.report.page import facts, picture, render
 from attacks.report.results import Results, load_results
-from attacks.report.style import DOTS_PER_INCH, RC, STYLES, accuracy_axes
-from attacks.report.table import BETWEEN, Table, Value, spoken
+from attacks.report.style import DOTS_PER_INCH, STYLES, accuracy_axes, legend_columns, settings_for
+from attacks.report.table import BETWEEN, Table, Value
 from attacks.report.tables import write_tables
 from attacks.statistics import difference, mcnemar
 from attacks.whole_file import write_whole
@@ -54,7 +54,7 @@ def compare(folders: list[Path], output: Path) -> Comparison:
     output.mkdir(parents=True, exist_ok=True)
     tables = [side_by_side(sweeps, attacks), differences(sweeps, attacks)]
     write_tables(output, tables)
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(settings_for([*sweeps, *attacks])):
         figure = curves(sweeps, attacks)
         path = output / "comparison.png"
         figure.savefig(path, dpi=DOTS_PER_INCH)
@@ -68,7 +68,7 @@ def compare(folders: list[Path], output: Path) -> Comparison:
         captions={"comparison": "Stack accuracy of each sweep's white box against ε, with 95 % intervals."},
         facts={name: facts(results) for name, results in sweeps.items()},
     )
-    write_whole(output / "index.html", text)
+    write_whole(output / "index.html", encodable(text))
     return Comparison(output / "index.html", tables)
 
 
@@ -148,13 +148,13 @@ def curves(sweeps: Mapping[str, Results], attacks: list[str]) -> Figure:
     for ax, attack in zip(axes, attacks, strict=False):
         for place, (name, results) in enumerate(sweeps.items()):
             look = STYLES[place % len(STYLES)]
-            curve(ax, results, attack, results.system, "stack", look, name, place)
+            curve(ax, results, attack, results.system, "stack", look, drawn(name), place)
         first = ax in axes[::columns]
-        accuracy_axes(ax, chance, title=spoken(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
+        accuracy_axes(ax, chance, title=drawn_attack(attack), xlabel="ε", ylabel="accuracy, %" if first else "")
     for ax in axes[len(attacks) :]:
         ax.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, 4))
     figure.suptitle("Stack accuracy of the white box")
     return figure
 
@@ -169,7 +169,7 @@ def _difference(other: Results, first: Results, attack: str, epsilon: float) -> 
         both = [np.array([standing[key] for key in common]) for standing in (mine, theirs)]
         paired = mcnemar(both[0], both[1], groups, first.columns.group_labels)
         return [len(common), percent(paired.difference), *percents(paired.interval)]
-    cells = [Cell("stack", attack, results.system, epsilon) for results in (other, first)]
+    cells = [results.cell(attack, results.system, epsilon) for results in (other, first)]
     p, q = other.tallies[cells[0]].accuracy, first.tallies[cells[1]].accuracy
     interval = difference(p, q, other.intervals[cells[0]].accuracy, first.intervals[cells[1]].accuracy)
     return [None, percent(p - q), *percents(interval)]
@@ -185,7 +185,8 @@ def _same_stacks(one: Results, other: Results) -> bool:
 
 
 def _standing(results: Results, attack: str, epsilon: float) -> dict[tuple[str, int | None], bool]:
-    """Each stack -> right when clean, and still right."""
-    cell = results.columns.cells[Cell("stack", attack, results.system, epsilon)]
-    standing = dict(zip(cell.units.tolist(), (cell.attacked & ~cell.success).tolist(), strict=True))
+    """Each stack with a verdict -> right when clean, and still right."""
+    cell = results.columns.cells[results.cell(attack, results.system, epsilon)]
+    verdicts = zip(cell.units.tolist(), cell.judged.tolist(), (cell.attacked & ~cell.success).tolist(), strict=True)
+    standing = {unit: stands for unit, judged, stands in verdicts if judged}
     return {name: standing[unit] for name, unit in results.columns.unit_names.items() if unit in standing}

@@ -5,16 +5,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from attacks.metrics import Cell, budget_map
+from attacks.metrics import budget_map
 from attacks.records import CLEAN
 from attacks.report.class_tables import by_class, confusion
 from attacks.report.frame_tables import realisability
+from attacks.report.lettering import drawn, drawn_attack, drawn_class
 from attacks.report.results import NOISE, Results
-from attacks.report.style import HATCHES, SHADES, accuracy_axes, ink_on, style
-from attacks.report.table import spoken
+from attacks.report.style import HATCHES, SHADES, accuracy_axes, ink_on, legend_columns, style
 
 NAMED_CLASSES = 24
 """up to so many classes are named in a heat map"""
+LONGEST_OF_MAP = 30
+"""letters of a name there"""
 BARS = 20
 """of more than twice as many classes, so many of the most and of the least robust are drawn"""
 
@@ -29,21 +31,26 @@ def budget_maps(results: Results) -> Figure | None:
     axes = figure.subplots(1, len(attacks), squeeze=False, sharey=True)[0]
     for ax, attack in zip(axes, attacks, strict=True):
         accuracy = 100 * budget_map(
-            results.tallies, attack=attack, target=results.system, epsilons=results.epsilons, frames=results.frames
+            results.tallies,
+            system=results.system,
+            attack=attack,
+            target=results.system,
+            epsilons=results.epsilons,
+            frames=results.frames,
         )
         image = _heat(ax, accuracy, "{:.0f}", size=7.5)
-        ax.set(title=spoken(attack), xlabel="frames perturbed, at most", xticks=range(columns))
+        ax.set(title=drawn_attack(attack), xlabel="frames perturbed, at most", xticks=range(columns))
         ax.set_yticks(range(rows), [f"{epsilon:g}" for epsilon in results.epsilons])
         ax.invert_yaxis()
     axes[0].set_ylabel("ε")
     figure.colorbar(image, ax=axes, label="stack accuracy, %", pad=0.01)
-    figure.suptitle(f"Accuracy of {results.system} by ε and frame budget ({results.extent})")
+    figure.suptitle(f"Accuracy of {drawn(results.system)} by ε and frame budget ({results.extent})")
     return figure
 
 
 def survival_curves(results: Results) -> Figure | None:
     """Share of the attacked stacks that still stand, frame after frame, at the least, a middle and the largest ε."""
-    curves = {key: curve for key, curve in results.survivals.items() if key[1] == results.system}
+    curves = {cell: curve for cell, curve in results.survivals.items() if cell.target == results.system}
     if not curves:
         return None
     epsilons = sorted({results.epsilons[0], results.epsilons[len(results.epsilons) // 2], results.epsilons[-1]})
@@ -51,15 +58,15 @@ def survival_curves(results: Results) -> Figure | None:
     axes = figure.subplots(1, len(epsilons), squeeze=False, sharey=True)[0]
     frames = np.arange(results.frames + 1)
     for ax, epsilon in zip(axes, epsilons, strict=True):
-        for attack in dict.fromkeys(name for name, _, _ in curves):
-            curve = curves.get((attack, results.system, epsilon))
+        for attack in dict.fromkeys(cell.attack for cell in curves):
+            curve = curves.get(results.cell(attack, results.system, epsilon))
             if curve is None:
                 continue
             color, marker, dashes = style(results.attacks, attack)
             ax.fill_between(frames, 100 * curve.low, 100 * curve.high, step="post", color=color, alpha=0.13, lw=0)
             ax.step(
                 frames, 100 * curve.standing, where="post", color=color, marker=marker, linestyle=dashes, markersize=5,
-                fillstyle="none", markeredgewidth=1.3, label=spoken(attack),
+                fillstyle="none", markeredgewidth=1.3, label=drawn_attack(attack),
             )  # fmt: skip
         ax.axhline(50, color="0.6", linewidth=0.8, linestyle=":")
         ax.set(
@@ -68,17 +75,19 @@ def survival_curves(results: Results) -> Figure | None:
         ax.grid(axis="y", color="0.9")
     axes[0].set_ylabel("still right, % of attacked stacks")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
-    figure.suptitle(f"Frames that {results.system} withstands ({results.extent})")
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, 5))
+    figure.suptitle(f"Frames that {drawn(results.system)} withstands ({results.extent})")
     return figure
 
 
-def class_bars(results: Results) -> Figure:
+def class_bars(results: Results) -> Figure | None:
     """Stack accuracy of each class, clean and under the strongest attack at the least ε; the frailest class on top."""
     attack, epsilon = results.strongest, results.epsilons[0]
-    cells = [Cell("stack", CLEAN, results.system, 0.0), Cell("stack", attack, results.system, epsilon)]
+    cells = [results.cell(CLEAN, results.system, 0.0), results.cell(attack, results.system, epsilon)]
     clean, attacked = by_class(results, cells)
-    order = sorted(clean, key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
+    order = sorted(clean.keys() & attacked.keys(), key=lambda label: (attacked[label].accuracy, clean[label].accuracy))
+    if not order:
+        return None
     some = ""
     if len(order) > 2 * BARS:
         some = f"; the {BARS} frailest and the {BARS} most robust of {len(order)} classes"
@@ -86,7 +95,7 @@ def class_bars(results: Results) -> Figure:
     figure = Figure(figsize=(7.5, 1.5 + 0.34 * len(order)), layout="constrained")
     ax = figure.subplots()
     color = style(results.attacks, attack)[0]
-    looks = ((clean, "0.8", "clean"), (attacked, color, f"{spoken(attack)}, ε = {epsilon:g}"))
+    looks = ((clean, "0.8", "clean"), (attacked, color, f"{drawn_attack(attack)}, ε = {epsilon:g}"))
     for place, (counts, look, name) in enumerate(looks):
         at = np.arange(len(order)) + (place - 0.5) * 0.4
         values = 100 * np.array([counts[label].accuracy for label in order])
@@ -94,11 +103,11 @@ def class_bars(results: Results) -> Figure:
         ax.barh(at, values, 0.4, color=look, hatch=HATCHES[place], edgecolor="white", label=name)
         reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
         ax.errorbar(values, at, xerr=reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
-    ax.set_yticks(range(len(order)), [results.classes[label] for label in order])
+    ax.set_yticks(range(len(order)), [drawn_class(results.classes, label) for label in order])
     ax.set(xlabel="stack accuracy, %", xlim=(0, 103), ylim=(len(order) - 0.4, -0.6))
     ax.grid(axis="x", color="0.9")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"Accuracy by class, {results.system}{some}")
+    figure.suptitle(f"Accuracy by class, {drawn(results.system)}{some}")
     return figure
 
 
@@ -115,14 +124,15 @@ def confusion_maps(results: Results) -> Figure | None:
         counts = confusion(results, attack, epsilon)
         shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
         image = _heat(ax, shares, "{:.0f}" if classes <= 12 else "", size=7.5, blank=True)
-        ax.set(title=spoken(attack), xlabel="class when attacked")
+        ax.set(title=drawn_attack(attack), xlabel="class when attacked")
         if classes <= NAMED_CLASSES:
-            ax.set_xticks(range(classes), results.classes, rotation=90)
-            ax.set_yticks(range(classes), results.classes)
+            labels = [drawn_class(results.classes, label, LONGEST_OF_MAP) for label in range(classes)]
+            ax.set_xticks(range(classes), labels, rotation=90)
+            ax.set_yticks(range(classes), labels)
             ax.tick_params(labelsize=8 if classes <= 12 else 6)
     axes[0].set_ylabel("class when clean")
     figure.colorbar(image, ax=axes, label="% of the class's stacks", pad=0.01)
-    figure.suptitle(f"What {results.system} takes the attacked stacks for, ε = {epsilon:g}")
+    figure.suptitle(f"What {drawn(results.system)} takes the attacked stacks for, ε = {epsilon:g}")
     return figure
 
 
@@ -145,16 +155,17 @@ def media_bars(results: Results) -> Figure | None:
         values, low, high = (np.array([row[i] for row in of], float) for i in (6, 7, 8))
         color = "0.8" if name == CLEAN else style(results.attacks, name)[0]
         hatch = HATCHES[place % len(HATCHES)]
-        ax.bar(at, values, width, color=color, hatch=hatch, edgecolor="white", label=spoken(name))
+        ax.bar(at, values, width, color=color, hatch=hatch, edgecolor="white", label=drawn_attack(name))
         reach = np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
         ax.errorbar(at, values, reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=1.5)
     accuracy_axes(ax, len(results.classes), title="", xlabel="", ylabel="stack accuracy, %", chance_at=1.0)
     ax.set_xlim(-0.6, len(media) - 0.1)
     ax.set_xticks(range(len(media)), media, rotation=20)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(shown), 5))
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, 5))
     stacks = sorted({int(row[4] or 0) for of in shown.values() for row in of})
     extent = f"{stacks[0]}" if len(stacks) == 1 else f"{stacks[0]} to {stacks[-1]}"
-    figure.suptitle(f"What survives being stored, {results.system}, ε = {epsilon:g} ({extent} stacks)")
+    figure.suptitle(f"What survives being stored, {drawn(results.system)}, ε = {epsilon:g} ({extent} stacks)")
     return figure
 
 
@@ -166,6 +177,14 @@ def _heat(ax: Axes, percent: np.ndarray, text: str, *, size: float, blank: bool 
     if text:
         for (row, column), value in np.ndenumerate(percent):
             if value or not blank:
-                ink = ink_on(value / 100)
-                ax.text(column, row, text.format(value), ha="center", va="center", fontsize=size, color=ink)
+                ink = "black" if np.isnan(value) else ink_on(value / 100)
+                ax.text(
+                    column,
+                    row,
+                    "–" if np.isnan(value) else text.format(value),
+                    ha="center",
+                    va="center",
+                    fontsize=size,
+                    color=ink,
+                )
     return image

@@ -10,6 +10,7 @@ import numpy as np
 from attacks.metrics import Cell, budget_map
 from attacks.report.cells import percent, percents, rounded
 from attacks.report.class_tables import confusions, per_class
+from attacks.report.faults import fault_pointer, fault_table
 from attacks.report.frame_tables import perceptibility, realisability
 from attacks.report.path_table import prediction_paths
 from attacks.report.results import NOISE, Results
@@ -28,6 +29,7 @@ def all_tables(results: Results) -> list[Table]:
     if len(results.controls) > (NOISE in results.controls):
         tables.append(frame_orders(results))
     tables += [denominators(results, system) for system in results.systems if results.made_on(system)]
+    tables.append(fault_table(results))
     tables += [rates(results), paired(results), frames_to_success(results), budgets(results)]
     tables += [per_class(results), confusions(results), costs(results), perceptibility(results), realisability(results)]
     tables.append(prediction_paths(results.paths))
@@ -69,7 +71,10 @@ def rates(results: Results) -> Table:
             *((name, bound) for name in quantities for bound in ("", "low", "high")),
         ],
         rows=rows,
-        notes=["attacked: right when clean. fooled: attacked, and wrong now. frames: mean of the fooled units."],
+        notes=[
+            "attacked: right when clean. fooled: attacked, and wrong now. frames: mean of the fooled units.",
+            *fault_pointer(results),
+        ],
     )
 
 
@@ -80,7 +85,7 @@ def paired(results: Results) -> Table:
     for level, system in places:
         for first, second in combinations(results.made_on(system), 2):
             for epsilon in results.epsilons:
-                cells = [Cell(level, name, system, epsilon) for name in (first, second)]
+                cells = [results.cell(name, system, epsilon, level) for name in (first, second)]
                 if not all(cell in results.columns.cells for cell in cells):
                     continue
                 successes, units = _on_the_same_units(results, cells)
@@ -120,10 +125,10 @@ def frames_to_success(results: Results) -> Table:
     """Median frames, failures censored at T; the share that stands at each budget; the paper's mean over successes."""
     rows: list[list[Value]] = []
     after = range(1, results.frames + 1)
-    for (attack, system, epsilon), curve in results.survivals.items():
-        counts = results.tallies[Cell("stack", attack, system, epsilon)]
+    for cell, curve in results.survivals.items():
+        counts = results.tallies[cell]
         rows.append(
-            [attack, system, epsilon, counts.attacked, curve.median, *curve.median_interval]
+            [cell.attack, cell.target, cell.epsilon, counts.attacked, curve.median, *curve.median_interval]
             + [rounded(counts.mean_frames)]
             + [percent(float(share[t])) for t in after for share in (curve.standing, curve.low, curve.high)]
         )
@@ -139,6 +144,7 @@ def frames_to_success(results: Results) -> Table:
         notes=[
             f"No median: more than half of the stacks are still right with all {results.frames} frames perturbed.",
             "low, high: 95 % interval, of a share pointwise.",
+            *fault_pointer(results),
         ],
     )
 
@@ -151,10 +157,15 @@ def budgets(results: Results) -> Table:
             if attack in results.dense:
                 continue
             accuracy = budget_map(
-                results.tallies, attack=attack, target=system, epsilons=results.epsilons, frames=results.frames
+                results.tallies,
+                system=results.system,
+                attack=attack,
+                target=system,
+                epsilons=results.epsilons,
+                frames=results.frames,
             )
             for epsilon, row in zip(results.epsilons, accuracy, strict=True):
-                bounds = results.budgets[attack, system, epsilon]
+                bounds = results.budgets[results.cell(attack, system, epsilon)]
                 values: list[Value] = [attack, system, epsilon]
                 for share, bound in zip(row.tolist(), bounds, strict=True):
                     values += [percent(share), *percents(bound)]
@@ -174,6 +185,7 @@ def budgets(results: Results) -> Table:
         notes=[
             "Each frame is perturbed in the attack's own order until the stack is lost or the budget is.",
             "low, high: 95 % interval.",
+            *fault_pointer(results),
         ],
     )
 

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from attacks.eight_bit import amplified_difference, gain_of
 from attacks.examples import Example
 from attacks.records import CLEAN, Record
-from attacks.report.results import Results
+from attacks.report.lettering import drawn, drawn_attack, drawn_class
+from attacks.report.results import NO_VERDICT, Results
 from attacks.report.style import style
-from attacks.report.table import spoken
 
 EXAMPLES_SHOWN = 4
+LONGEST_CLASS = 24
+"""letters of its name beside a frame"""
 
 
 def example_stack(results: Results) -> Figure | None:
@@ -38,12 +40,12 @@ def example_stack(results: Results) -> Figure | None:
         above, below = axes[1 + 2 * i], axes[2 + 2 * i]
         record = results.example_records[example.clip, attack, example.epsilon]
         _frame_row(above, example.adversarial[attack])
-        _row_label(above[0], spoken(attack), results, record)
+        _row_label(above[0], drawn_attack(attack), results, record)
         _frame_row(below, amplified_difference(example.frames, example.adversarial[attack], gain))
         below[0].set_ylabel(f"perturbation\n×{gain:.0f}", rotation=0, ha="right", va="center", fontsize=8)
         for turn, frame in enumerate(record.frame_order or [], start=1):
             _mark(above[frame], str(turn) if attack not in results.dense else "", style(attacks, attack)[0])
-    figure.suptitle(f"{example.clip}, stack {example.stack + 1}, ε = {example.epsilon:g}")
+    figure.suptitle(f"{drawn(example.clip)}, stack {example.stack + 1}, ε = {example.epsilon:g}")
     return figure
 
 
@@ -64,16 +66,16 @@ def example_frames(results: Results) -> Figure | None:
         gain = gain_of(max(example.epsilons))
         _frame_row(axes[2 * i], frames)
         _frame_row(axes[2 * i + 1], amplified_difference(clean[None], frames, gain))
-        name = example.clip.split("/")[-1].removeprefix("v_")
-        label = f"{name}\nstack {example.stack + 1}, frame {example.frame[attack] + 1}\n{spoken(attack)}"
+        name = drawn(example.clip.split("/")[-1].removeprefix("v_"))
+        label = f"{name}\nstack {example.stack + 1}, frame {example.frame[attack] + 1}\n{drawn_attack(attack)}"
         axes[2 * i, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axes[2 * i + 1, 0].set_ylabel(f"perturbation\n×{gain:.0f}", rotation=0, ha="right", va="center", fontsize=8)
         records = [results.example_records[example.clip, CLEAN, 0.0]]
         records += [results.example_records[example.clip, attack, epsilon] for epsilon in example.epsilons]
         for ax, record in zip(axes[2 * i], records, strict=True):
             epsilon = f"ε = {record.epsilon:g}\n" if i == 0 else ""
-            ax.set_title(f"{epsilon}{verdict(results, record)}\n{record.confidence:.1%}", fontsize=8)
-    figure.suptitle(f"A frame under every ε, and what {results.system} sees in its stack")
+            ax.set_title(f"{epsilon}{verdict(results, record)}", fontsize=8)
+    figure.suptitle(f"A frame under every ε, and what {drawn(results.system)} sees in its stack")
     return figure
 
 
@@ -86,12 +88,16 @@ def _frame_row(axes: Sequence[Axes], frames: np.ndarray) -> None:
 
 def _row_label(ax: Axes, name: str, results: Results, record: Record) -> None:
     frames = f"\n{record.frames_perturbed} frames" if record.attack != CLEAN else ""
-    label = f"{name}{frames}\n{verdict(results, record)}\n{record.confidence:.1%}"
+    label = f"{name}{frames}\n{verdict(results, record)}"
     ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
 
 
 def verdict(results: Results, record: Record) -> str:
-    return f"{'✓' if record.correct else '✗'} {results.classes[record.prediction]}"
+    """Class and confidence, one below the other."""
+    if record.prediction < 0:
+        return NO_VERDICT
+    name = drawn_class(results.classes, record.prediction, LONGEST_CLASS)
+    return f"{'✓' if record.correct else '✗'} {name}\n{record.confidence:.1%}"
 
 
 def _mark(ax: Axes, text: str, color: str) -> None:

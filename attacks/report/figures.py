@@ -11,33 +11,46 @@ from matplotlib.figure import Figure
 
 from attacks.columns import CellColumns
 from attacks.group_bootstrap import Interval
-from attacks.metrics import Cell, Tally, frames_histogram
+from attacks.metrics import Tally, frames_histogram
 from attacks.report.evidence_figures import budget_maps, class_bars, confusion_maps, media_bars, survival_curves
 from attacks.report.example_figures import example_frames, example_stack
 from attacks.report.intervals import CellIntervals
+from attacks.report.lettering import drawn, drawn_attack
 from attacks.report.results import NOISE, Results
-from attacks.report.style import DOTS_PER_INCH, HATCHES, RC, accuracy_axes, style
-from attacks.report.table import spoken
+from attacks.report.style import DOTS_PER_INCH, HATCHES, accuracy_axes, legend_columns, settings_for, style
 from attacks.statistics import averaged_rates
 
 
-def write_figures(folder: Path, results: Results) -> dict[str, Path]:
-    """Write the figures that the results allow, as PNG and, but for those of frames, as SVG; name -> PNG."""
+def write_figures(folder: Path, results: Results) -> tuple[dict[str, Path], list[str]]:
+    """Write the figures that the results allow, as PNG and, but for those of frames, as SVG.
+
+    Returns:
+        name -> PNG, and a sentence for each figure that could not be drawn: one must not cost the others.
+    """
     (folder / "figures").mkdir(exist_ok=True)
-    paths = {}
+    paths, failures = {}, []
     for name, draw in DRAWN.items():
         path = folder / "figures" / f"{name}.png"
-        for old in (path, path.with_suffix(".svg")):
-            old.unlink(missing_ok=True)
-        with matplotlib.rc_context(RC):
-            figure = draw(results)
-            if figure is None:
-                continue
-            figure.savefig(path, dpi=DOTS_PER_INCH)
-            if draw not in (example_stack, example_frames):
-                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        _remove(path)
+        try:
+            with matplotlib.rc_context(settings_for(results.names)):
+                figure = draw(results)
+                if figure is None:
+                    continue
+                figure.savefig(path, dpi=DOTS_PER_INCH)
+                if draw not in (example_stack, example_frames):
+                    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        except Exception as error:
+            _remove(path)
+            failures.append(f"Figure {name} could not be drawn: {type(error).__name__}: {error}")
+            continue
         paths[name] = path
-    return paths
+    return paths, failures
+
+
+def _remove(path: Path) -> None:
+    for old in (path, path.with_suffix(".svg")):
+        old.unlink(missing_ok=True)
 
 
 def accuracy(results: Results) -> Figure:
@@ -47,10 +60,12 @@ def accuracy(results: Results) -> Figure:
     shown = [*results.gradient_attacks, *(name for name in results.controls if name == NOISE)]
     for ax, level in zip(axes, ("stack", "video"), strict=True):
         for place, attack in enumerate(shown):
-            curve(ax, results, attack, results.system, level, style(results.attacks, attack), spoken(attack), place)
+            curve(
+                ax, results, attack, results.system, level, style(results.attacks, attack), drawn_attack(attack), place
+            )
         _axes(ax, results, f"{level.capitalize()} level")
     _legend(figure, axes[0])
-    figure.suptitle(f"Accuracy of {results.system} under attack ({results.extent})")
+    figure.suptitle(f"Accuracy of {drawn(results.system)} under attack ({results.extent})")
     return figure
 
 
@@ -63,10 +78,12 @@ def transfer(results: Results) -> Figure | None:
     axes = figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0]
     for ax, attack in zip(axes, attacks, strict=True):
         for place, system in enumerate(results.systems):
-            curve(ax, results, attack, system, "stack", style(results.systems, system), system, place)
-        _axes(ax, results, spoken(attack))
+            curve(ax, results, attack, system, "stack", style(results.systems, system), drawn(system), place)
+        _axes(ax, results, drawn_attack(attack))
     _legend(figure, axes[0])
-    figure.suptitle(f"Stack-level transfer: gradient of {results.system}, judged by each system ({results.extent})")
+    figure.suptitle(
+        f"Stack-level transfer: gradient of {drawn(results.system)}, judged by each system ({results.extent})"
+    )
     return figure
 
 
@@ -80,14 +97,14 @@ def controls(results: Results) -> Figure | None:
     left, right = figure.subplots(1, 2)
     for place, attack in enumerate([*shown, *results.controls]):
         look = style(results.attacks, attack)
-        curve(left, results, attack, results.system, "stack", look, spoken(attack), place)
+        curve(left, results, attack, results.system, "stack", look, drawn_attack(attack), place)
         if attack not in results.dense:
             _frames(right, results, attack, look, place)
     _axes(left, results, "Stack accuracy")
     right.set(xlabel="ε", ylabel="mean frames of the successful stacks", title="Frames perturbed", ylim=(0, None))
     right.grid(axis="y", color="0.9")
     _legend(figure, left)
-    figure.suptitle(f"Controls on {results.system} ({results.extent})")
+    figure.suptitle(f"Controls on {drawn(results.system)} ({results.extent})")
     return figure
 
 
@@ -105,12 +122,12 @@ def frames_perturbed(results: Results) -> Figure | None:
         places = np.array(list(share)) + (i - (len(shares) - 1) / 2) * width
         heights = np.array([100 * value for value in share.values()])
         color, hatch = style(results.attacks, attack)[0], HATCHES[i % len(HATCHES)]
-        ax.bar(places, heights, width, color=color, hatch=hatch, edgecolor="white", label=spoken(attack))
+        ax.bar(places, heights, width, color=color, hatch=hatch, edgecolor="white", label=drawn_attack(attack))
         bounds = 100 * np.array(_histogram_intervals(results, attack, list(share))).T
         ax.errorbar(places, heights, _reach(heights, bounds), fmt="none", ecolor="black", elinewidth=1, capsize=2)
     last = max(max(share) for share in shares.values())
     ax.set(xlabel="frames perturbed", ylabel="successful stacks, %", xticks=range(1, last + 1), ylim=(0, None))
-    ax.set_title(f"Frames needed to fool {results.system}, mean over all ε ({results.extent})")
+    ax.set_title(f"Frames needed to fool {drawn(results.system)}, mean over all ε ({results.extent})")
     ax.grid(axis="y", color="0.9")
     ax.legend()
     return figure
@@ -121,7 +138,7 @@ def _histogram_intervals(results: Results, attack: str, frames: list[int]) -> li
     for epsilon, counts in results.curve(attack, results.system).items():
         if not epsilon or not counts.success:
             continue
-        cell, columns = Cell("stack", attack, results.system, epsilon), results.columns
+        cell, columns = results.cell(attack, results.system, epsilon), results.columns
         of_frames = [columns.per_group(cell, partial(_fooled_by, frames=n)) for n in frames]
         successes.append(np.stack(of_frames, 1))
         totals.append(columns.per_group(cell, lambda c: c.success))
@@ -142,7 +159,9 @@ def curve(
 
 def _frames(ax: Axes, results: Results, attack: str, look: tuple, place: int) -> None:
     points = {e: tally for e, tally in results.curve(attack, results.system).items() if tally.success}
-    _points(ax, results, points, results.bounds(attack, results.system), "mean_frames", 1, look, spoken(attack), place)
+    _points(
+        ax, results, points, results.bounds(attack, results.system), "mean_frames", 1, look, drawn_attack(attack), place
+    )
 
 
 def _points(
@@ -183,7 +202,7 @@ def _axes(ax: Axes, results: Results, title: str) -> None:
 
 def _legend(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, 4))
 
 
 DRAWN: dict[str, Callable[[Results], Figure | None]] = {

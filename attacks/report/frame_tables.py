@@ -4,7 +4,6 @@ import numpy as np
 
 from attacks.columns import QUALITIES
 from attacks.group_bootstrap import Interval
-from attacks.metrics import Cell
 from attacks.report.cells import percent, percents, rounded
 from attacks.report.results import Results
 from attacks.report.table import Table, Value
@@ -17,7 +16,7 @@ def perceptibility(results: Results) -> Table:
     rows: list[list[Value]] = []
     for attack in results.attacks:
         for epsilon in results.epsilons:
-            cell = columns.cells[Cell("stack", attack, results.system, epsilon)]
+            cell = columns.cells[results.cell(attack, results.system, epsilon)]
             finite = np.isfinite(cell.qualities)
             if not finite.any():
                 continue
@@ -53,6 +52,8 @@ def realisability(results: Results) -> Table:
     strata = results.columns.group_labels
     counts: dict[tuple, np.ndarray] = {}
     for row in results.realisability:
+        if row["prediction"] < 0:  # neither right nor fooled
+            continue
         key = tuple(row[name] for name in ("attack", "target", "epsilon", "medium"))
         of_groups = counts.setdefault(key, np.zeros((3, len(strata)), int))
         standing = row["attacked"] and row["correct"]

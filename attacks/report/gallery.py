@@ -44,7 +44,8 @@ class Panel(NamedTuple):
     name: str
     verdict: str
     right: bool
-    confidence: float
+    confidence: float | None
+    """None without a verdict"""
     frames_perturbed: int
     frames: Moving
     perturbation: Moving | None
@@ -105,9 +106,9 @@ def _panel(
     at = record.frame_order[0] if record.frame_order else len(frames) // 2
     return Panel(
         name=name,
-        verdict=results.classes[record.prediction],
+        verdict=results.class_name(record.prediction),
         right=record.correct,
-        confidence=record.confidence,
+        confidence=record.confidence if record.prediction >= 0 else None,
         frames_perturbed=record.frames_perturbed,
         frames=moving(frames, at),
         perturbation=None if noise is None else moving(noise, at),

@@ -29,7 +29,7 @@ class CellIntervals(NamedTuple):
 
 def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
     """Of all cells."""
-    accuracy = _rates(columns, columns.cells, _standing, _one)
+    accuracy = _rates(columns, columns.cells, _standing, _judged)
     of_attacked = _rates(columns, columns.cells, _standing, lambda cell: cell.attacked)
     eight_bit = _rates(
         columns, columns.cells, lambda cell: cell.attacked & cell.correct_8bit, lambda cell: cell.judged_8bit
@@ -40,34 +40,32 @@ def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
     }
 
 
-def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[tuple[str, str, float], Survival]:
-    """(attack, target, ε) -> survival of the attacked stacks of `last` frames, of attacks that go frame by frame."""
+def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[Cell, Survival]:
+    """Survival of the attacked stacks of `last` frames, of each cell of attacks that go frame by frame."""
     curves = {}
     for cell, of in columns.cells.items():
         attacked = of.attacked
         if cell.level == "stack" and cell.attack in attacks and attacked.any():
-            curves[cell.attack, cell.target, cell.epsilon] = survival(
+            curves[cell] = survival(
                 of.frames[attacked],
                 of.success[attacked],
                 last,
                 columns.groups[of.units[attacked]],
                 columns.group_labels,
             )
-    return dict(sorted(curves.items(), key=lambda item: (attacks.index(item[0][0]), *item[0][1:])))
+    return dict(sorted(curves.items(), key=lambda of: (attacks.index(of[0].attack), of[0].target, of[0].epsilon)))
 
 
-def budget_intervals(
-    columns: Columns, attacks: Sequence[str], last: int
-) -> dict[tuple[str, str, float], list[Interval]]:
-    """(attack, target, ε) -> intervals of the stack accuracy with 0 … T = `last` frames perturbed at most, T + 1 of
-    them, of attacks that go frame by frame."""
+def budget_intervals(columns: Columns, attacks: Sequence[str], last: int) -> dict[Cell, list[Interval]]:
+    """Intervals of the stack accuracy with 0 … T = `last` frames perturbed at most, T + 1 of them, of each cell of
+    attacks that go frame by frame."""
     cells = [cell for cell in columns.cells if cell.level == "stack" and cell.attack in attacks]
     if not cells:
         return {}
     standing = np.concatenate([columns.standing_within(cell, last) for cell in cells], 1)
-    units = np.stack([columns.per_group(cell, _one) for cell in cells], 1).repeat(last + 1, 1)
+    units = np.stack([columns.per_group(cell, _judged) for cell in cells], 1).repeat(last + 1, 1)
     intervals = clustered_rates(standing, units, columns.group_labels)
-    return {cell[1:]: intervals[i * (last + 1) :][: last + 1] for i, cell in enumerate(cells)}
+    return {cell: intervals[i * (last + 1) :][: last + 1] for i, cell in enumerate(cells)}
 
 
 def _rates(
@@ -88,5 +86,5 @@ def _standing(cell: CellColumns) -> np.ndarray:
     return cell.attacked & ~cell.success
 
 
-def _one(cell: CellColumns) -> np.ndarray:
-    return np.ones_like(cell.attacked)
+def _judged(cell: CellColumns) -> np.ndarray:
+    return cell.judged

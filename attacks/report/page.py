@@ -3,18 +3,19 @@
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from attacks.group_bootstrap import Interval
-from attacks.metrics import Cell
 from attacks.records import CLEAN
-from attacks.report.gallery import gallery
+from attacks.report.cells import encodable
+from attacks.report.gallery import Gallery, gallery
 from attacks.report.results import NOISE, Results
 from attacks.report.style import DOTS_PER_INCH
 from attacks.report.table import Table, spoken
@@ -52,12 +53,20 @@ class Picture(NamedTuple):
     """CSS pixels at its own size"""
 
 
-def write_page(folder: Path, results: Results, tables: list[Table], figures: Mapping[str, Path]) -> Path:
-    """Write report/index.html into the folder of a sweep; results, tables and figures are what it shows."""
+def write_page(
+    folder: Path,
+    results: Results,
+    tables: list[Table],
+    figures: Mapping[str, Path],
+    reservations: Sequence[str] = (),
+    shown: Gallery | None = None,
+) -> Path:
+    """Write report/index.html into the folder of a sweep; the other arguments are what it shows."""
     path = folder / "report" / "index.html"
     text = render(
         "page.html.jinja",
         title=f"FlowFool: {results.system} under attack",
+        reservations=reservations,
         headline=headline(results),
         numbers=headline_numbers(results),
         facts=facts(results),
@@ -65,12 +74,12 @@ def write_page(folder: Path, results: Results, tables: list[Table], figures: Map
         tables={table.name: table for table in tables},
         figures={name: picture(figure) for name, figure in figures.items()},
         captions=CAPTIONS,
-        gallery=gallery(results),
+        gallery=gallery(results) if shown is None else shown,
         rows_shown=ROWS_SHOWN,
         controls=[table for table in tables if table.name in ("control", "orders", "paths")],
         denominators=[table for table in tables if table.name.startswith("denominators")],
     )
-    write_whole(path, text)
+    write_whole(path, encodable(text))
     return path
 
 
@@ -95,14 +104,14 @@ def picture(path: Path) -> Picture:
 def headline_numbers(results: Results) -> list[Number]:
     """Clean, under the strongest attack at the least ε, under noise of that size, and the frames it takes."""
     epsilon, attack, system = results.epsilons[0], results.strongest, results.system
-    clean = results.intervals[Cell("stack", CLEAN, system, 0.0)].accuracy
+    clean = results.intervals[results.cell(CLEAN, system, 0.0)].accuracy
     numbers = [Number(_percent(results.clean(system).accuracy), _between(clean), "of stacks right when clean")]
     for name in [attack, *(name for name in results.controls if name == NOISE)]:
         counts, bounds = results.curve(name, system)[epsilon], results.bounds(name, system)[epsilon]
         words = f"under {spoken(name)}, {_at(epsilon)}"
         numbers.append(Number(_percent(counts.accuracy), _between(bounds.accuracy), words))
-    curve = results.survivals.get((attack, system, epsilon))
-    if curve is not None:
+    curve = results.survivals.get(results.cell(attack, system, epsilon))
+    if curve is not None and not np.isnan(curve.standing[-1]):
         low, high = ("more" if end is None else str(end) for end in curve.median_interval)
         median = f"> {results.frames}" if curve.median is None else str(curve.median)
         words = f"frames, of {results.frames}, until half of the stacks it had right are fooled, at that ε"
@@ -135,7 +144,7 @@ def headline(results: Results) -> list[str]:
     for target in results.targets:
         made = [name for name in results.gradient_attacks if results.curve(name, target)]
         if made:
-            worst = min(made, key=lambda name: results.curve(name, target)[largest].accuracy)
+            worst = results.least(made, target, largest)
             before, after = results.clean(target).accuracy, results.curve(worst, target)[largest].accuracy
             sentences.append(
                 f"Transferred to {target}, {spoken(worst)} at {_at(largest)} takes {_percent(before)} to "
@@ -178,7 +187,7 @@ def _at(epsilon: float) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.1f}\u00a0%"
 
 
 def _between(interval: Interval) -> str:

@@ -1,7 +1,8 @@
 """A finished sweep read back from its folder: settings.json, records.jsonl, kept examples, and what else is there."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from attacks.group_bootstrap import Interval
 from attacks.metrics import Cell, Tally, curve, tally
 from attacks.provenance import read_provenance
 from attacks.records import CLEAN, Record, read_records
+from attacks.report.cells import literal
 from attacks.report.intervals import CellIntervals, budget_intervals, cell_intervals, survivals
 from attacks.report.path_table import read_paths
 from attacks.survival import Survival
@@ -22,6 +24,9 @@ gradient's signs on the frames in another order."""
 
 ROW = ("clip", "stack", "attack", "target", "epsilon", "medium", "prediction", "label", "attacked", "correct")
 """what a row of realisability.json tells"""
+
+NO_VERDICT = "no verdict"
+"""in the place of a class, where logits were not finite"""
 
 
 class Results(NamedTuple):
@@ -46,10 +51,10 @@ class Results(NamedTuple):
     intervals: dict[Cell, CellIntervals]
     frames: int
     """T, of a stack"""
-    survivals: dict[tuple[str, str, float], Survival]
-    """(attack, target, ε), for the attacks that go frame by frame"""
-    budgets: dict[tuple[str, str, float], list[Interval]]
-    """(attack, target, ε) -> of the stack accuracy with 0 … T frames perturbed at most, for the same attacks"""
+    survivals: dict[Cell, Survival]
+    """for the attacks that go frame by frame"""
+    budgets: dict[Cell, list[Interval]]
+    """of the stack accuracy with 0 … T frames perturbed at most, for the same attacks"""
     settings: Mapping[str, Any]
     runs: list[dict[str, Any]]
     """the runs that made the records, as far as provenance.json tells"""
@@ -59,20 +64,26 @@ class Results(NamedTuple):
     """rows with the keys of ROW"""
     paths: dict[str, dict[str, int]]
     """system -> what `make check-paths` counted; empty where it was not run"""
+    left_out: Counter[str]
+    """another white box -> its rows in records.jsonl, which count nowhere"""
+
+    def cell(self, attack: str, target: str, epsilon: float, level: str = "stack") -> Cell:
+        """The cell of an attack with the white box's gradient."""
+        return Cell(level, self.system, attack, target, epsilon)
 
     def curve(self, attack: str, target: str, level: str = "stack") -> dict[float, Tally]:
         """ε -> tally, from the clean system on; empty when the attack was not made on the target."""
-        return curve(self.tallies, level=level, attack=attack, target=target)
+        return curve(self.tallies, level=level, system=self.system, attack=attack, target=target)
 
     def bounds(self, attack: str, target: str, level: str = "stack") -> dict[float, CellIntervals]:
         """ε -> intervals, for the same ε as `curve`."""
-        cells = {epsilon: Cell(level, attack, target, epsilon) for epsilon in self.curve(attack, target, level)}
-        clean = self.intervals[Cell(level, CLEAN, target, 0.0)]
+        cells = {epsilon: self.cell(attack, target, epsilon, level) for epsilon in self.curve(attack, target, level)}
+        clean = self.intervals[self.cell(CLEAN, target, 0.0, level)]
         return {epsilon: self.intervals.get(cell, clean) for epsilon, cell in cells.items()}
 
     def clean(self, target: str, level: str = "stack") -> Tally:
         """The clean system."""
-        return self.tallies[Cell(level, CLEAN, target, 0.0)]
+        return self.tallies[self.cell(CLEAN, target, 0.0, level)]
 
     @property
     def gradient_attacks(self) -> list[str]:
@@ -91,11 +102,29 @@ class Results(NamedTuple):
     def strongest(self) -> str:
         """The attack that leaves the white box the least stack accuracy at the least ε; of equals the last."""
         attacks = self.gradient_attacks or self.attacks
-        return min(reversed(attacks), key=lambda name: self.curve(name, self.system)[self.epsilons[0]].accuracy)
+        return self.least(reversed(attacks), self.system, self.epsilons[0])
+
+    def least(self, attacks: Iterable[str], target: str, epsilon: float) -> str:
+        """The attack that leaves the target the least stack accuracy; of equals the first."""
+
+        def accuracy(name: str) -> float:
+            counts = self.curve(name, target)[epsilon]
+            return counts.accuracy if counts.judged else 1.0
+
+        return min(attacks, key=accuracy)
+
+    def class_name(self, prediction: int) -> str:
+        """In words; of a stack or video without a verdict, too."""
+        return self.classes[prediction] if prediction >= 0 else NO_VERDICT
 
     @property
     def systems(self) -> list[str]:
         return [self.system, *self.targets]
+
+    @property
+    def names(self) -> list[str]:
+        """All that figures write and that is not ours."""
+        return [*self.systems, *self.attacks, *self.classes, *(example.clip for example in self.examples)]
 
     @property
     def extent(self) -> str:
@@ -114,6 +143,8 @@ def sweep_folder(folder: Path) -> Path:
 def load_results(folder: Path) -> Results:
     """Read the sweep in `folder`, its records once.
 
+    A sweep has one white box. Rows of another, as in a file that was put together by hand, are left out and counted.
+
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
         ValueError: there are no records, none of the clean system, or a line that is not one; or a file that is not
@@ -125,22 +156,31 @@ def load_results(folder: Path) -> Results:
     examples = load_examples(folder / "examples")
     shown = {(example.clip, example.stack) for example in examples}
     columns = Columns()
+    left_out: Counter[str] = Counter()
     kept: dict[tuple[str, str, float], Record] = {}
 
     def keeping(records: Iterator[Record]) -> Iterator[Record]:
         for record in records:
+            if record.system != settings["system"]:
+                left_out[record.system] += 1
+                continue
             columns.add(record)
             if (record.clip, record.stack) in shown and record.target == record.system:
                 kept[record.clip, record.attack, record.epsilon] = record
             yield record
 
     tallies = tally(keeping(read_records(folder / "records.jsonl")))
+    if not tallies and left_out:
+        raise ValueError(
+            f"{folder / 'records.jsonl'}: its {left_out.total()} rows are of the white box {', '.join(left_out)}, and "
+            f"{folder / 'settings.json'} names {settings['system']}: put the files of one sweep together"
+        )
     if not tallies:
         raise ValueError(f"{folder / 'records.jsonl'} is empty: the sweep saw no video")
     attacks = sorted(settings["attacks"], key=lambda name: CONTROLS.index(name) + 1 if name in CONTROLS else 0)
     dense = {name for name, attack in settings["attacks"].items() if attack["dense"]}
     _check_clean(folder / "records.jsonl", tallies, settings["system"])
-    clean = tallies[Cell("stack", CLEAN, settings["system"], 0.0)]
+    clean = tallies[Cell("stack", settings["system"], CLEAN, settings["system"], 0.0)]
     # T - 1 pairs are estimated of a clean stack. Records that do not count pairs tell T by their attacks on all frames.
     perturbed = max(int(cell.frames.max()) for name, cell in columns.cells.items() if name.level == "stack")
     frames = max(1 + clean.pair_forwards // clean.examples, perturbed)
@@ -151,7 +191,7 @@ def load_results(folder: Path) -> Results:
         attacks=attacks,
         dense=dense,
         epsilons=sorted(settings["epsilons"]),
-        classes=settings["classes"],
+        classes=[literal(name) for name in settings["classes"]],
         test_clips=settings["test_clips"],
         tallies=tallies,
         # A clip may have been chosen, and its frames kept, by a process that was killed before it wrote the rows.
@@ -167,6 +207,7 @@ def load_results(folder: Path) -> Results:
         costs={name: value for name, value in _json(folder / "costs.json", {}).items() if isinstance(value, dict)},
         realisability=_realisability(folder / "realisability.json", columns),
         paths=read_paths(folder),
+        left_out=left_out,
     )
 
 
@@ -174,7 +215,7 @@ def _check_clean(path: Path, tallies: Mapping[Cell, Tally], system: str) -> None
     """Every curve begins at the clean system: both levels of the white box, and whatever else was attacked."""
     needed = {(level, system) for level in ("stack", "video")} | {(cell.level, cell.target) for cell in tallies}
     for level, target in sorted(needed):
-        if Cell(level, CLEAN, target, 0.0) not in tallies:
+        if Cell(level, system, CLEAN, target, 0.0) not in tallies:
             seen = sorted({cell.attack for cell in tallies if (cell.level, cell.target) == (level, target)})
             raise ValueError(
                 f"{path}: no {level} of {target} has a row of attack {CLEAN!r} at epsilon 0; its rows are of "

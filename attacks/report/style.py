@@ -1,10 +1,11 @@
 """One look for all figures. What differs, differs by marker, dashes or hatch as well as by colour."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 
+from attacks.report.lettering import families
 from attacks.report.results import CONTROLS
 
 # Okabe and Ito's colours, which stay apart for the colour-blind; with a marker and a dash pattern each.
@@ -47,7 +48,20 @@ RC: dict[Any, Any] = {
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "flowfool",
     "svg.fonttype": "path",
+    # Names are users' own: a $ in one is no formula.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
+
+
+def settings_for(names: Iterable[str]) -> dict[Any, Any]:
+    """RC, with the fonts that these names take."""
+    return {**RC, "font.family": families(names)}
+
+
+def legend_columns(labels: Sequence[str], most: int) -> int:
+    """As many as the figure is wide enough for."""
+    return max(1, min(len(labels), most, 120 // max(map(len, labels), default=1)))
 
 
 def style(names: Sequence[str], name: str) -> tuple[str, str, Any]:

@@ -1,13 +1,18 @@
 """A table and its forms: text for a terminal, CSV, Markdown, LaTeX (booktabs), and what the page's template needs."""
 
 import csv
+import hashlib
 import io
+import re
 from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from attacks.report.cells import literal
 
 Value = float | int | str | None
 
@@ -20,16 +25,22 @@ SHORT = {
     "least_salient": "least sal",
 }
 """attack -> the head of its columns, for the first three the paper's"""
+LONGEST_SLUG = 60
 HERE, BETWEEN, THERE = "this run", "95 %", "paper"
 """sources of a row: what was measured, its interval, what the paper prints"""
 
 _LATEX = str.maketrans(
     {c: rf"\{c}" for c in "%&#_${}"}
+    | {c: f"{{{c}}}" for c in "[]*"}  # after a line's end they would be taken for its options
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
     | {"<": "$<$", ">": "$>$", "|": "$|$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$", "ε": r"$\epsilon$"}
     | {"†": r"$^\dagger$", "‡": r"$^\ddagger$", "–": "--", "…": r"\ldots{}", "\u00a0": "~"}
 )
 """for pdfLaTeX; letters of a name that are none of ASCII's stay as they are, which it reads as UTF-8"""
+_LATIN = 0x17F
+"""the last letter that pdfLaTeX knows by itself"""
+_MARKDOWN = re.compile(r"[\\|*~$\[\]]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
+"""what Markdown, with GitHub's tables, links and formulas, would not show as it is; a _ within a word it does"""
 _TEXT_COLUMNS = {
     "attack",
     "first",
@@ -68,7 +79,7 @@ class Table(NamedTuple):
     @property
     def groups(self) -> list[tuple[str, int]]:
         """What neighbouring columns are about, and how many they are."""
-        return [(SHORT.get(name, name), len(list(run))) for name, run in groupby(group for group, _ in self.columns)]
+        return [(_short(name), len(list(run))) for name, run in groupby(group for group, _ in self.columns)]
 
     def shown(self) -> list[list[str]]:
         """The rows as they are read."""
@@ -86,10 +97,12 @@ class Table(NamedTuple):
         return text.getvalue()
 
     def markdown(self) -> str:
-        heads = [f"{SHORT.get(group, group)} {quantity}".strip() for group, quantity in self.columns]
+        heads = [f"{_short(group)} {literal(quantity)}".strip() for group, quantity in self.columns]
         rule = [":--" if self.is_text(i) else "--:" for i in range(len(heads))]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *self.shown())]
-        return "\n".join([f"**{self.title}**", "", *lines, "", *(f"{note}  " for note in self.notes)]) + "\n"
+        shown = [[_markdown(cell).replace("`", r"\`") for cell in cells] for cells in (heads, *self.shown())]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (shown[0], rule, *shown[1:])]
+        notes = [f"{_markdown(note)}  " for note in self.notes]  # ours quote code
+        return "\n".join([f"**{_markdown(self.title)}**", "", *lines, "", *notes]) + "\n"
 
     def latex(self) -> str:
         """A table for a document that uses booktabs."""
@@ -102,7 +115,7 @@ class Table(NamedTuple):
         heads = [above + r" \\", "".join(rules)] if rules else []
         heads.append(" & ".join(_tex(quantity) for _, quantity in self.columns) + r" \\")
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.shown()]
-        return "\n".join(
+        text = "\n".join(
             [
                 r"\begin{table}",
                 r"\centering",
@@ -119,30 +132,33 @@ class Table(NamedTuple):
                 "",
             ]
         )
+        if any(ord(letter) > _LATIN for letter in text):
+            return f"% names in other scripts: for XeLaTeX or LuaLaTeX, and a font that has them\n{text}"
+        return text
 
     def lines(self) -> list[tuple[str, bool]]:
         """Lines of plain text, and whether each is one to read past."""
         cells = self.shown()
         span = [name for name, length in self.groups for name in [name] * length]
-        heads = [span, [quantity for _, quantity in self.columns]]
-        widths = [max(map(len, column)) for column in zip(*heads, *cells, strict=True)]
+        heads = [span, [literal(quantity) for _, quantity in self.columns]]
+        widths = [max(map(cell_len, column)) for column in zip(*heads, *cells, strict=True)]
 
         def line(row: list[str]) -> str:
-            places = [
-                cell.ljust(width) if self.is_text(i) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
+            places = []
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+                space = " " * (width - cell_len(cell))  # letters of some scripts are two columns wide
+                places.append(cell + space if self.is_text(i) else space + cell)
             return ("  " + "   ".join(places)).rstrip()
 
         quiet = [len(row) > 1 and row[1] in (THERE, BETWEEN) for row in self.rows]
         return [
-            (self.title, False),
+            (literal(self.title), False),
             ("", False),
             *((line(head), False) for head in heads if any(head)),
             (" " + "─" * (sum(widths) + 3 * len(widths) - 1), False),
             *zip(map(line, cells), quiet, strict=True),
             ("", False),
-            *((f"  {note}", False) for note in self.notes),
+            *((f"  {literal(note)}", False) for note in self.notes),
             ("", False),
             ("", False),
         ]
@@ -168,7 +184,7 @@ def shown(column: tuple[str, str], value: Value) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
-        return SHORT.get(value, value)
+        return _short(value)
     if quantity in ("epsilon", "p"):
         return f"{value:.2g}" if quantity == "p" else f"{value:g}"
     digits = 4 if group == "SSIM" else 2
@@ -180,5 +196,20 @@ def spoken(attack: str) -> str:
     return attack.replace("_rg", "-RG").replace("_", "-")
 
 
+def slug(name: str) -> str:
+    """A name as a part of a file's name: a path's / and what else a file system or LaTeX may refuse are replaced."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:LONGEST_SLUG]
+    # Other names must not share a file.
+    return plain if plain == name else f"{plain}-{hashlib.sha256(ascii(name).encode()).hexdigest()[:8]}"
+
+
+def _short(name: str) -> str:
+    return SHORT.get(name, literal(name))
+
+
+def _markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", literal(text))
+
+
 def _tex(text: str) -> str:
-    return text.translate(_LATEX)
+    return literal(text).translate(_LATEX)

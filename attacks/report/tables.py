@@ -5,7 +5,7 @@ when clean, and that of 8-bit frames.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 from attacks.columns import SEVERAL
 from attacks.metrics import Tally
 from attacks.report import paper
-from attacks.report.cells import between, percent, rounded
+from attacks.report.cells import between, encodable, percent, rounded
+from attacks.report.faults import fault_notes
 from attacks.report.intervals import CellIntervals
 from attacks.report.results import NOISE, Results
-from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, text_of
+from attacks.report.table import BETWEEN, HERE, THERE, Table, Value, slug, text_of
 
 INTERVALS = (
     "95 %: interval by a bootstrap over groups of clips cut from one video, within classes where a class has several."
@@ -56,6 +57,7 @@ def table1(results: Results) -> Table:
             "Stk-A, Vid-A: accuracy of stacks and videos, %. Stk-FP: mean frames perturbed of the successful stacks.",
             *interval_notes(results),
             "The paper's figures are for UCF-101 split 1.",
+            *fault_notes(results, [(attack, results.system) for attack in attacks]),
         ],
         printed=True,
     )
@@ -90,6 +92,7 @@ def table2(results: Results) -> Table:
             *interval_notes(results),
             "The paper's figures are for UCF-101 split 1.",
             *(n for n in paper.TABLE_2_NOTES if n[0] in printed),
+            *fault_notes(results, columns),
         ],
         printed=True,
     )
@@ -114,7 +117,10 @@ def control(results: Results) -> Table:
         title="Control. Accuracy (%) under noise with random signs",
         columns=[("", "epsilon"), ("", "source"), *((s, q) for s in systems for q in ("Stk-A", "recovered", "Vid-A"))],
         rows=rows,
-        notes=["recovered: stacks that were wrong when clean and right under noise; Stk-A does not count them."],
+        notes=[
+            "recovered: stacks that were wrong when clean and right under noise; Stk-A does not count them.",
+            *fault_notes(results, [(NOISE, system) for system in systems]),
+        ],
         printed=True,
     )
 
@@ -132,7 +138,7 @@ def frame_orders(results: Results) -> Table:
             stack = results.curve(attack, results.system)[epsilon]
             bounds = results.bounds(attack, results.system)[epsilon]
             row += [percent(stack.accuracy_within(budget)), percent(stack.accuracy), rounded(stack.mean_frames)]
-            within = results.budgets[attack, results.system, epsilon][budget]
+            within = results.budgets[results.cell(attack, results.system, epsilon)][budget]
             sure += [between(within), between(bounds.accuracy), between(bounds.mean_frames, 1)]
         rows += [row, sure]
     quantities = (f"Stk-A≤{budget}", "Stk-A", "Stk-FP")
@@ -143,7 +149,8 @@ def frame_orders(results: Results) -> Table:
         rows=rows,
         notes=[
             f"Stk-A≤{budget}: stack accuracy, %, when at most {budget} frames may be perturbed; Stk-A: when all may. "
-            "Stk-FP: mean frames perturbed of the successful stacks."
+            "Stk-FP: mean frames perturbed of the successful stacks.",
+            *fault_notes(results, [(attack, results.system) for attack in attacks]),
         ],
     )
 
@@ -162,7 +169,7 @@ def denominators(results: Results, system: str) -> Table:
         rows += [row, sure]
     right = results.curve(attacks[0], system)[0.0]
     return Table(
-        name=f"denominators-{system}",
+        name=f"denominators-{slug(system)}",
         title=f"Both denominators, and 8-bit frames: stack accuracy (%) of {system}",
         columns=[
             ("", "epsilon"),
@@ -171,16 +178,18 @@ def denominators(results: Results, system: str) -> Table:
         ],
         rows=rows,
         notes=[
-            f"all: of all {right.examples} stacks. right: of the {right.attacked} that were right when clean. "
+            f"all: of all {right.judged} stacks. right: of the {right.attacked} that were right when clean. "
             "8-bit: of all, adversarial frames rounded to 8 bits.",
             *interval_notes(results),
+            *fault_notes(results, [(attack, system) for attack in attacks]),
         ],
     )
 
 
-def results_json(results: Results, tables: Iterable[Table]) -> dict[str, Any]:
+def results_json(results: Results, tables: Iterable[Table], reservations: Sequence[str] = ()) -> dict[str, Any]:
     """Every cell of the sweep, accuracies and rates as fractions of 1, and the tables as they are printed."""
-    return {
+    said = {"reservations": list(reservations)} if reservations else {}
+    return said | {
         "system": results.system,
         "targets": results.targets,
         "attacks": results.attacks,
@@ -201,11 +210,15 @@ def results_json(results: Results, tables: Iterable[Table]) -> dict[str, Any]:
 def write_tables(folder: Path, tables: list[Table]) -> None:
     """summary.txt with what one looks at first, tables.txt with all but costs, tables/<name> as .csv, .md and .tex."""
     (folder / "tables").mkdir(exist_ok=True)
-    (folder / "summary.txt").write_text(text_of(table for table in tables if table.printed))
-    (folder / "tables.txt").write_text(text_of(table for table in tables if not table.timed))
+    _write(folder / "summary.txt", text_of(table for table in tables if table.printed))
+    _write(folder / "tables.txt", text_of(table for table in tables if not table.timed))
     for table in tables:
         for ending, text in (("csv", table.csv()), ("md", table.markdown()), ("tex", table.latex())):
-            (folder / "tables" / f"{table.name}.{ending}").write_text(text)
+            _write(folder / "tables" / f"{table.name}.{ending}", text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(encodable(text), encoding="utf-8")
 
 
 def _sources(ours: list[Value], sure: list[Value], theirs: list[Value]) -> list[list[Value]]:
@@ -214,9 +227,12 @@ def _sources(ours: list[Value], sure: list[Value], theirs: list[Value]) -> list[
 
 
 def _quantities(counts: Tally) -> dict[str, Any]:
-    shown = {key: value for key, value in asdict(counts).items() if key not in ("frames", "stacks", "turns")}
+    left_out = ("frames", "stacks", "turns", "faults", "unjudged")
+    shown = {key: value for key, value in asdict(counts).items() if key not in left_out}
+    if counts.faults:
+        shown |= {"faults": dict(sorted(counts.faults.items())), "judged": counts.judged}
     return shown | {
-        "accuracy": counts.accuracy,
+        "accuracy": counts.accuracy if counts.judged else None,
         "accuracy_of_attacked": counts.accuracy_of_attacked,
         "success_rate": counts.success_rate,
         "accuracy_8bit": counts.accuracy_8bit,

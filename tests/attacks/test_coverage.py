@@ -126,6 +126,40 @@ def test_difference_of_independent_units() -> None:
     assert 93 <= share <= 97, share
 
 
+@pytest.mark.parametrize("rates", [(0.0, 0.0), (0.01, 0.0), (0.02, 0.02), (0.05, 0.01), (0.2, 0.1)])
+def test_difference_of_attacks_that_nearly_agree(rates: tuple[float, float]) -> None:
+    """Few units or none on which one of two attacks succeeds alone: never covered less than claimed.
+
+    Where no unit differs the interval ends at z²/(N + z²). A true difference d beyond that shows in no unit with
+    chance (1 - d)^N, which is below exp(-z²), 2 %.
+    """
+    random = np.random.default_rng(9)
+    truth = rates[0] - rates[1]
+    for units in (40, 200):
+        intervals = []
+        for _ in range(SAMPLES):
+            alone, both = random.random(units), random.random(units) < 0.5
+            first, second = alone < rates[0], alone > 1 - rates[1]
+            intervals.append(mcnemar(first | (both & ~second), second | (both & ~first)).interval)
+        share = covered(intervals, truth)
+        print(f"difference, {units} units of which {rates} differ: {share:.1f}")
+        assert share >= 93, (units, share)
+        assert min(high - low for low, high in intervals) >= 2 * 3 / (units + 4)
+    for layout in ("20 groups", "10 classes of 8 groups"):
+        strata, intervals = LAYOUTS[layout], []
+        for _ in range(400):
+            groups = np.repeat(np.arange(len(strata)), random.integers(2, 10, len(strata)))
+            own = [random.beta(r * 9, (1 - r) * 9, len(strata)) if r else np.zeros(len(strata)) for r in rates]
+            alone, both = random.random(len(groups)), random.random(len(groups)) < 0.5
+            first = alone < own[0][groups]
+            second = (alone > 1 - own[1][groups]) & ~first
+            paired = mcnemar(first | (both & ~second), second | (both & ~first), groups, strata, resamples=500)
+            intervals.append(paired.interval)
+        share = covered(intervals, truth)
+        print(f"difference, {layout} of whose stacks {rates} differ: {share:.1f}")
+        assert share >= 92.5, (layout, share)
+
+
 @pytest.mark.parametrize("correlation", [0.0, 0.3])
 def test_survival_band_and_mean_frames(correlation: float) -> None:
     """Each frame fools what still stands with the group's own hazard; what stands at 11 is censored."""

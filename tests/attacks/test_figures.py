@@ -180,7 +180,7 @@ def test_a_stack_has_all_its_frames_where_no_attack_needs_them(tmp_path: Path) -
     """Every stack falls to one or two frames of five: there are still budgets up to five."""
     toy.run(tmp_path, videos=2, attacks={"rg": IterativeSaliency(refresh=True)}, epsilons=(0.5,), targets={}, realise=0)
     results = load_results(tmp_path)
-    curve = results.survivals["rg", "flownet2", 0.5]
+    curve = results.survivals[results.cell("rg", "flownet2", 0.5)]
     needed = {r.frames_perturbed for r in read_records(tmp_path / "records.jsonl") if r.level == "stack" and r.attacked}
     assert max(needed) < toy.FRAMES == results.frames
     assert curve.standing[max(needed) :].tolist() == [0] * (1 + toy.FRAMES - max(needed))

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from attacks.columns import Columns
 from attacks.metrics import Cell, budget_map, curve, frames_histogram, tally
 from attacks.records import CLEAN, Record
+from attacks.report.intervals import budget_intervals, survivals
 
 
 def row(attack: str, epsilon: float, attacked: bool, correct: bool, frames: int = 0, **fields: Any) -> Record:
@@ -44,7 +46,7 @@ def test_both_denominators_and_sparsity() -> None:
     rows = [row("rg", 0.01, True, False, frames) for frames in (1, 2, 5)]
     rows += [row("rg", 0.01, True, True, 11) for _ in range(5)]
     rows += [row("rg", 0.01, False, False), row("rg", 0.01, False, True, 11)]  # one is corrected by chance
-    counts = tally(rows)[Cell("stack", "rg", "flownet2", 0.01)]
+    counts = tally(rows)[Cell("stack", "flownet2", "rg", "flownet2", 0.01)]
     assert (counts.examples, counts.attacked, counts.success, counts.recovered) == (10, 8, 3, 1)
     assert counts.accuracy == 0.5
     assert counts.accuracy_of_attacked == 0.625
@@ -60,7 +62,7 @@ def test_eight_bit_accuracy_counts_what_rounding_undoes() -> None:
         row("rg", 0.01, True, True, 11, correct_8bit=False),
         row("rg", 0.01, False, False, correct_8bit=True),  # wrong when clean: wrong at every ε
     ]
-    counts = tally(rows)[Cell("stack", "rg", "flownet2", 0.01)]
+    counts = tally(rows)[Cell("stack", "flownet2", "rg", "flownet2", 0.01)]
     assert counts.accuracy == 0.25
     assert counts.accuracy_8bit == 0.25
 
@@ -68,11 +70,11 @@ def test_eight_bit_accuracy_counts_what_rounding_undoes() -> None:
 def test_micro_average_weighs_stacks_alike() -> None:
     # One class with 9 stacks all right, one with 1 stack wrong: 0.9, where a mean over classes would say 0.5.
     rows = [row(CLEAN, 0.0, True, True) for _ in range(9)] + [row(CLEAN, 0.0, False, False, label=2)]
-    assert tally(rows)[Cell("stack", CLEAN, "flownet2", 0.0)].accuracy == 0.9
+    assert tally(rows)[Cell("stack", "flownet2", CLEAN, "flownet2", 0.0)].accuracy == 0.9
 
 
 def test_nothing_attacked_has_no_rate() -> None:
-    counts = tally([row("rg", 0.01, False, False)])[Cell("stack", "rg", "flownet2", 0.01)]
+    counts = tally([row("rg", 0.01, False, False)])[Cell("stack", "flownet2", "rg", "flownet2", 0.01)]
     assert counts.accuracy == 0
     assert counts.success_rate is counts.accuracy_of_attacked is counts.mean_frames is None
 
@@ -82,8 +84,8 @@ def test_video_rows_are_cells_of_their_own() -> None:
     rows = [row("rg", 0.01, True, False, 3), row("rg", 0.01, True, False, 7, stacks_perturbed=2, **video)]
     rows += [row("rg", 0.01, True, True, 22, stacks_perturbed=4, **video)]
     counts = tally(rows)
-    assert counts[Cell("stack", "rg", "flownet2", 0.01)].accuracy == 0
-    videos = counts[Cell("video", "rg", "flownet2", 0.01)]
+    assert counts[Cell("stack", "flownet2", "rg", "flownet2", 0.01)].accuracy == 0
+    videos = counts[Cell("video", "flownet2", "rg", "flownet2", 0.01)]
     assert (videos.accuracy, videos.mean_frames, videos.mean_stacks) == (0.5, 7, 2)
     assert videos.accuracy_8bit is None
 
@@ -91,19 +93,22 @@ def test_video_rows_are_cells_of_their_own() -> None:
 def test_curve_starts_at_the_clean_system_of_its_target() -> None:
     rows = [row(CLEAN, 0.0, True, True), row(CLEAN, 0.0, False, False, target="tvl1")]
     rows += [row("rg", 0.02, True, True), row("rg", 0.01, True, False, 1)]
-    points = curve(tally(rows), level="stack", attack="rg", target="flownet2")
+    points = curve(tally(rows), level="stack", system="flownet2", attack="rg", target="flownet2")
     assert {epsilon: counts.accuracy for epsilon, counts in points.items()} == {0.0: 1, 0.01: 0, 0.02: 1}
     assert list(points) == sorted(points)
-    assert curve(tally(rows), level="stack", attack="rg", target="tvl1") == {}
+    assert curve(tally(rows), level="stack", system="flownet2", attack="rg", target="tvl1") == {}
 
 
 def test_histogram_is_the_mean_over_epsilon() -> None:
     # ε = 0.01: one success, 1 frame. ε = 0.02: four, 1 1 2 4. Pooled, one frame would have 3/5; the mean is 3/4.
     rows = [row("rg", 0.01, True, False, 1), row("rg", 0.03, True, True, 11), row(CLEAN, 0.0, True, True)]
     rows += [row("rg", 0.02, True, False, frames) for frames in (1, 1, 2, 4)]
-    shares = frames_histogram(curve(tally(rows), level="stack", attack="rg", target="flownet2"))
+    shares = frames_histogram(curve(tally(rows), level="stack", system="flownet2", attack="rg", target="flownet2"))
     assert shares == {1: 0.75, 2: 0.125, 4: 0.125}
-    assert frames_histogram(curve(tally(rows[1:3]), level="stack", attack="rg", target="flownet2")) == {}
+    assert (
+        frames_histogram(curve(tally(rows[1:3]), level="stack", system="flownet2", attack="rg", target="flownet2"))
+        == {}
+    )
 
 
 def test_budget_map_follows_the_steps() -> None:
@@ -120,7 +125,34 @@ def test_budget_map_follows_the_steps() -> None:
     # Of older records, that have no steps: two of four are lost, with one frame and with three.
     rows += [row("rg", 0.02, True, False, 1), row("rg", 0.02, True, False, 3)]
     rows += [row("rg", 0.02, True, True, 3), row("rg", 0.02, True, True, 3)]
-    accuracy = budget_map(tally(rows), attack="rg", target="flownet2", epsilons=[0.01, 0.02], frames=3)
+    accuracy = budget_map(
+        tally(rows), system="flownet2", attack="rg", target="flownet2", epsilons=[0.01, 0.02], frames=3
+    )
     assert accuracy.tolist() == [[0.75, 0.5, 0.5, 0.25], [1.0, 0.75, 0.75, 0.5]]
     counts = tally(rows)
-    assert accuracy[:, -1].tolist() == [counts[Cell("stack", "rg", "flownet2", e)].accuracy for e in (0.01, 0.02)]
+    assert accuracy[:, -1].tolist() == [
+        counts[Cell("stack", "flownet2", "rg", "flownet2", e)].accuracy for e in (0.01, 0.02)
+    ]
+
+
+def test_two_white_boxes_never_share_a_cell() -> None:
+    """Both judged by tvl1 under one name of attack: one fools it always, the other never. No rate is of both."""
+    rows = [row(CLEAN, 0.0, True, True, system=system, target="tvl1") for system in ("flownet2", "raft")]
+    rows += [
+        row("rg", 0.01, True, False, 2, target="tvl1"),
+        row("rg", 0.01, True, True, 3, system="raft", target="tvl1"),
+    ]
+    counts = tally(rows)
+    for system, accuracy in (("flownet2", 0), ("raft", 1)):
+        of = curve(counts, level="stack", system=system, attack="rg", target="tvl1")
+        assert {epsilon: (t.examples, t.accuracy) for epsilon, t in of.items()} == {0.0: (1, 1), 0.01: (1, accuracy)}
+        shape = {"system": system, "attack": "rg", "target": "tvl1", "epsilons": [0.01], "frames": 3}
+        assert budget_map(counts, **shape)[0, -1] == accuracy
+    columns = Columns()
+    for record in rows:
+        columns.add(record)
+    assert columns.cells.keys() == counts.keys()
+    curves = survivals(columns, ["rg"], 3)
+    assert {cell.system: share.standing[-1] for cell, share in curves.items()} == {"flownet2": 0, "raft": 1}
+    budgets = budget_intervals(columns, ["rg"], 3)
+    assert {cell.system: bounds[-1].high == 1 for cell, bounds in budgets.items()} == {"flownet2": False, "raft": True}

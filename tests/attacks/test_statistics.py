@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attacks.group_bootstrap import RESAMPLES, resampled_ratios, resampled_sums
+from attacks.group_bootstrap import RESAMPLES, resampled_ratios, resampled_sums, student_quantile
 from attacks.statistics import (
     averaged_rates,
     clustered_mean,
@@ -14,6 +14,7 @@ from attacks.statistics import (
     clustered_rates,
     difference,
     mcnemar,
+    tango,
     wilson,
 )
 from attacks.survival import survival
@@ -92,6 +93,21 @@ def test_ten_thousand_resamples_of_a_hundred_groups_take_milliseconds() -> None:
     assert again == clustered_rates(successes, totals)  # and the same ones whenever
 
 
+def test_quantiles_are_students() -> None:
+    """Of twelve groups a normal one would claim too much: 1.96 for 2.20."""
+    t = stats.t.ppf(0.975, 11)
+    evenly = np.tile([-1.0, 1.0], 6)
+    assert student_quantile(evenly[:, None], np.zeros(12, int), 0.95) == pytest.approx(t)
+    assert student_quantile(evenly[:, None], np.repeat([0, 1], 6), 0.95) == pytest.approx(stats.t.ppf(0.975, 10))
+    lone = np.append(np.full(11, -1 / 12), 11 / 12)
+    assert student_quantile(lone[:, None], np.zeros(12, int), 0.95) > stats.t.ppf(0.975, 3)
+    assert clustered_rate(np.zeros(12), np.ones(12)).high == pytest.approx(t**2 / (12 + t**2))
+    half = clustered_rate(np.tile([0, 1], 6), np.ones(12))  # 11 effective units: n - 1 of the variance
+    assert half.high - half.low == pytest.approx(np.sqrt(t**2 / (11 + t**2)), abs=0.01)
+    low, high = clustered_mean(np.tile([1.0, 3.0], 6), np.ones(12))
+    assert np.log(high / low) / 2 == pytest.approx(t * np.sqrt(1 / 11) / 2, rel=0.03)
+
+
 def test_mean_of_independent_values_is_students() -> None:
     values = np.random.default_rng(3).integers(1, 11, 500).astype(float)
     error = stats.t.ppf(0.975, 499) * values.std(ddof=1) / np.sqrt(500)
@@ -108,13 +124,58 @@ def test_mcnemar_by_hand() -> None:
     assert (paired.units, paired.first_only, paired.second_only) == (50, 12, 2)
     assert paired.p_value == pytest.approx(2 * (1 + 14 + 91) / 2**14)
     assert paired.difference == pytest.approx(0.2)
-    # Newcombe's square-and-add, written out.
-    (l1, u1), (l2, u2) = wilson(32, 50), wilson(22, 50)
-    phi = (20 * 16 - 12 * 2) / np.sqrt(32 * 18 * 22 * 28)
-    below, above = 0.64 - l1, u1 - 0.64
-    low = 0.2 - np.sqrt(below**2 - 2 * phi * below * (u2 - 0.44) + (u2 - 0.44) ** 2)
-    high = 0.2 + np.sqrt(above**2 - 2 * phi * above * (0.44 - l2) + (0.44 - l2) ** 2)
-    assert paired.interval == pytest.approx((low, high))
+    assert paired.interval == pytest.approx(as_quartic(12, 2, 50))
+
+
+def as_quartic(b: int, c: int, n: int) -> tuple[float, float]:
+    """Tango's interval as the outer roots of a polynomial (Yang, Sun and Hardin 2013, Statistics in Medicine 32:1336),
+    whose coefficients are written out here."""
+    d, t, g = b - c, b + c, stats.norm.ppf(0.975) ** 2
+    roots = np.roots(
+        [
+            n**2 * (n / g + 1) ** 2,
+            -n * d * (n / g + 1) * (4 * n / g + 1),
+            2 * n * d**2 * (3 * n / g + 2) / g - n**2 * (t / g + 1),
+            n * d * (2 * t / g + 1) - d**3 * (4 * n / g + 1) / g,
+            d**2 * (d**2 / g - t) / g,
+        ]
+    )
+    real = roots[abs(roots.imag) < 1e-6].real
+    return real.min(), real.max()
+
+
+@pytest.mark.parametrize("b, c, n", [(1, 7, 21), (40, 20, 160), (25, 28, 618), (3, 0, 80), (0, 1, 500), (5, 5, 30)])
+def test_difference_of_paired_rates_is_tangos(b: int, c: int, n: int) -> None:
+    assert tango(b, c, n, stats.norm.ppf(0.975)) == pytest.approx(as_quartic(b, c, n), abs=1e-7)
+    back = tango(c, b, n, stats.norm.ppf(0.975))
+    assert tango(b, c, n, stats.norm.ppf(0.975)) == pytest.approx((-back.high, -back.low))
+
+
+def test_difference_of_paired_rates_is_the_published_one() -> None:
+    """Airway hyper-responsiveness: -0.517 to -0.026 (Fagerland, Lydersen and Laake 2014, Stat Med 33:2850, table V)."""
+    assert tango(1, 7, 21, stats.norm.ppf(0.975)) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_attacks_that_agree_on_all_units_may_differ(share: float) -> None:
+    """By z²/(N + z²), Wilson's bound of a rate of which none of N was seen: 4 of 100, whatever falls to both; in groups
+    by as much at the number of groups."""
+    fooled = np.arange(100) < 100 * share
+    fooled = np.random.default_rng(0).permutation(fooled)
+    paired = mcnemar(fooled, fooled)
+    assert paired.interval == pytest.approx((-wilson(0, 100).high, wilson(0, 100).high))
+    grouped = mcnemar(fooled, fooled, np.arange(100) // 5)
+    t = stats.t.ppf(0.975, 19) ** 2
+    assert grouped.interval == pytest.approx((-t / (20 + t), t / (20 + t)))
+
+
+def test_one_unit_that_differs_leaves_the_interval_no_wider_than_its_groups() -> None:
+    """All that differs lies in one group: its variance has a degree of freedom or less, and no interval follows."""
+    first = np.arange(400) < 160
+    second = first.copy()
+    second[0] = False
+    none, one = (mcnemar(first, other, np.arange(400) // 5).interval for other in (first, second))
+    assert one.low < 1 / 400 < one.high and one.high - one.low < 1.1 * (none.high - none.low)
 
 
 def test_equal_attacks_differ_by_nothing_but_not_certainly() -> None:
@@ -130,13 +191,12 @@ def test_equal_attacks_differ_by_nothing_but_not_certainly() -> None:
 
 
 @pytest.mark.parametrize("falls, stands", [(6, 3), (4, 5), (7, 2)])
-def test_an_attack_that_varies_between_classes_alone_is_uncorrelated(falls: int, stands: int) -> None:
-    """All of one class and none of another fall to it: it has no correlation, whatever single precision adds up to."""
+def test_attacks_that_differ_between_classes_alone_take_groups_for_units(falls: int, stands: int) -> None:
+    """All of one class fall to one attack alone, and none of the other: no class varies, and nothing is certain."""
     strata, clips = np.repeat([0, 1], [falls, stands]), np.arange(falls + stands)
-    first, second = strata == 0, clips % 3 > 0
-    p, q = (clustered_rate(success, np.ones(len(clips)), strata) for success in (first, second))
-    expected = difference(first.mean(), second.mean(), p, q)
-    assert mcnemar(first, second, clips, strata).interval == pytest.approx(expected)
+    paired = mcnemar(strata == 0, strata > 1, clips, strata)
+    t = stats.t.ppf(0.975, len(clips) - 1)
+    assert paired.interval == pytest.approx(tango(falls, 0, len(clips), t))
 
 
 def test_strata_are_drawn_independently() -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from attacks.records import CLEAN, Record, RecordStore, read_records
 from attacks.report import Report, paper, write_report
-from attacks.report.results import CONTROLS
+from attacks.report.results import CONTROLS, load_results
 from attacks.settings import write_settings
 
 toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.py")), run_name="toy_sweep"))
@@ -193,3 +194,27 @@ def test_report_is_rebuilt_from_records_alone(folder: Path, report: Report) -> N
 def test_a_folder_without_a_sweep_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no settings\.json"):
         write_report(tmp_path)
+
+
+def test_rows_of_another_white_box_are_left_out_and_named(folder: Path, tmp_path: Path, records: list[Record]) -> None:
+    """Two sweeps' rows in one file, the second's white box always fooled: the numbers stay those of the first."""
+    shutil.copy(folder / "settings.json", tmp_path)
+    shutil.copytree(folder / "examples", tmp_path / "examples")
+    others = [r._replace(system="raft", success=r.attacked, correct=False) for r in records]
+    both = "".join(json.dumps(r._asdict()) + "\n" for pair in zip(records, others, strict=True) for r in pair)
+    (tmp_path / "records.jsonl").write_text(both)
+    said = f"also holds {len(others)} rows that used the gradient of raft: this report is of flownet2 alone"
+    with pytest.warns(UserWarning, match=said):
+        mixed = write_report(tmp_path)
+    alone = load_results(folder)
+    assert mixed.results.tallies == alone.tallies and mixed.results.intervals == alone.intervals
+    assert {cell.system for cell in mixed.results.tallies} == {"flownet2"}
+    assert mixed.page.read_text().count(said) == 1
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert said in written["reservations"][0] and {cell["system"] for cell in written["results"]} == {"flownet2"}
+    assert "reservations" not in json.loads((folder / "results.json").read_text())
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r._asdict()) + "\n" for r in others))
+    with pytest.raises(
+        ValueError, match=r"records\.jsonl: its \d+ rows are of the white box raft, and .* names flownet2"
+    ):
+        load_results(tmp_path)
