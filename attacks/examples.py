@@ -13,6 +13,7 @@ from torch import Tensor
 from attacks.attack_result import AttackResult
 from attacks.eight_bit import to_bytes, to_frames
 from attacks.victim import Victim, under_attack
+from attacks.whole_file import appearing, file_stem
 
 EPSILON = 0.025
 """The ε of Fig. 3; of a sweep without it, the nearest."""
@@ -95,9 +96,7 @@ def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
 
 def save_example(folder: Path, example: Example) -> Path:
     """Write <clip>.npz into `folder`; a half-written file never bears that name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{example.clip.replace('/', '--')}.npz"
-    scratch = path.with_suffix(".tmp")
+    path = folder / f"{file_stem(example.clip)}.npz"
     arrays: dict[str, np.ndarray] = {"clip": np.array(example.clip), "stack": np.array(example.stack)}
     arrays |= {"frames": example.frames, "epsilon": np.array(example.epsilon), "epsilons": np.array(example.epsilons)}
     for name in example.adversarial:
@@ -107,9 +106,8 @@ def save_example(folder: Path, example: Example) -> Path:
     if example.flow is not None:
         arrays["flow"] = example.flow
         arrays |= {f"flow/{name}": flow for name, flow in example.adversarial_flow.items()}
-    with scratch.open("wb") as file:
+    with appearing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    scratch.replace(path)
     return path
 
 
