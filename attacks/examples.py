@@ -55,24 +55,43 @@ def example_clips(labels: Sequence[int], count: int) -> list[int]:
     return chosen
 
 
+class Shown(NamedTuple):
+    """What an example shows of one attack on its stack."""
+
+    adversarial: np.ndarray
+    """(T, H, W, 3) uint8, under the ε of the example"""
+    frame: int
+    """the first frame that it perturbs; the middle one where it left the stack alone"""
+    frame_at: np.ndarray
+    """(E, H, W, 3), that frame under every ε"""
+
+
+def shown_of(result: AttackResult, item: int, epsilons: Sequence[float]) -> Shown:
+    """Of stack `item` of a result under these ε."""
+    order = result.frame_order[-1, item]
+    frame = int(order[0]) if order[0] >= 0 else len(order) // 2
+    adversarial = result.adversarial
+    return Shown(to_bytes(adversarial[_shown_epsilon(epsilons), item]), frame, to_bytes(adversarial[:, item, frame]))
+
+
 def make_example(
-    clip: str, stack: int, item: int, frames: Tensor, results: Mapping[str, AttackResult], epsilons: Sequence[float]
+    clip: str, stack: int, frames: Tensor, shown: Mapping[str, Shown], epsilons: Sequence[float]
 ) -> Example:
-    """The example of stack `stack`, which is `item` of these frames (B, T, 3, H, W) and of the results on them."""
-    shown = min(range(len(epsilons)), key=lambda e: (abs(epsilons[e] - EPSILON), e))
-    # Where an attack left the stack alone, the middle frame stands for it.
-    orders = {name: result.frame_order[-1, item] for name, result in results.items()}
-    frame = {name: int(order[0]) if order[0] >= 0 else frames.shape[1] // 2 for name, order in orders.items()}
+    """The example of stack `stack` with frames (T, 3, H, W), and of what the attacks made of it."""
     return Example(
         clip=clip,
         stack=stack,
-        frames=to_bytes(frames[item]),
-        epsilon=epsilons[shown],
-        adversarial={name: to_bytes(result.adversarial[shown, item]) for name, result in results.items()},
+        frames=to_bytes(frames),
+        epsilon=epsilons[_shown_epsilon(epsilons)],
+        adversarial={name: of_attack.adversarial for name, of_attack in shown.items()},
         epsilons=list(epsilons),
-        frame=frame,
-        frame_at={name: to_bytes(result.adversarial[:, item, frame[name]]) for name, result in results.items()},
+        frame={name: of_attack.frame for name, of_attack in shown.items()},
+        frame_at={name: of_attack.frame_at for name, of_attack in shown.items()},
     )
+
+
+def _shown_epsilon(epsilons: Sequence[float]) -> int:
+    return min(range(len(epsilons)), key=lambda e: (abs(epsilons[e] - EPSILON), e))
 
 
 def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
