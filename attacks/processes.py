@@ -14,12 +14,23 @@ PATIENCE = timedelta(days=365)
 
 
 class Processes:
-    """Made in all processes at the same time, once torch.distributed is set up; of a single process it does nothing."""
+    """This process and the others; alone until it is connected."""
 
     def __init__(self) -> None:
-        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        # Gloo, whatever the default group is: NCCL's waits keep a GPU busy, and do not notice a process that dies.
-        self._group: Any = None if alone else dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._group: Any = None
+
+    def connect(self) -> None:
+        """Called by all processes at the same time, once torch.distributed is set up; a single one stays alone."""
+        if self._group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Gloo, whatever the default group is: NCCL's waits keep a GPU busy, and do not notice a process that dies.
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def leave(self) -> None:
+        """Close the connection, which ends the wait of the others with an error: for a process that has failed, and
+        may live on (in a notebook)."""
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def wait(self) -> None:
         """Until all processes are here."""

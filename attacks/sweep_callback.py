@@ -45,7 +45,8 @@ class SweepCallback(pl.Callback):
     label () and clip (). The datamodule has `classes`, `clips("test")`, whose entry `clip` has name, label and group,
     and, where they decide what a clip looks like, `settings`; a test dataset of some of the clips lists their indices
     in `chosen`. Started again with the same output, a sweep goes on where it stopped, with any number of processes; all
-    of them must see that folder.
+    of them must see that folder. It keeps its settings, `batch_size`, `pairs_at_once` and `retained_pairs` too, since
+    records count the pairs that a system saw.
 
     Where the module under test leaves its accuracies to the sweep (`accuracy_from_sweep`), the clean rows give
     test/stack_accuracy and test/video_accuracy, and a finished clip is not even decoded if the dataset can do so.
@@ -103,6 +104,7 @@ class SweepCallback(pl.Callback):
         self.realise = examples if realise is None else realise
         self.output = output
         self.clips_not_needed: set[str] = set()
+        self.processes = Processes()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "test":
@@ -129,7 +131,7 @@ class SweepCallback(pl.Callback):
             target.to(pl_module.device).eval().requires_grad_(False)
         self.clips = trainer.datamodule.clips("test")  # type: ignore[attr-defined]
         self.settings = self._settings(trainer, pl_module)
-        self.processes = Processes()
+        self.processes.connect()
         self.processes.in_first(lambda: write_settings(self.folder, self.settings))
         check_settings(self.folder, self.settings)
         about = {"device": str(pl_module.device), "precision": str(trainer.precision)}
@@ -210,6 +212,12 @@ class SweepCallback(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.processes.wait()
         self.processes.in_first(lambda: self._report(trainer))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.processes.leave()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.processes.leave()
 
     def _report(self, trainer: pl.Trainer) -> None:
         merged = self.store.merge()
