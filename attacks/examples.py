@@ -13,6 +13,7 @@ from torch import Tensor
 from attacks.attack_result import AttackResult
 from attacks.eight_bit import to_bytes, to_frames
 from attacks.victim import Victim, under_attack
+from attacks.whole_file import appearing, file_stem
 
 EPSILON = 0.025
 """The ε of Fig. 3; of a sweep without it, the nearest."""
@@ -54,24 +55,43 @@ def example_clips(labels: Sequence[int], count: int) -> list[int]:
     return chosen
 
 
+class Shown(NamedTuple):
+    """What an example shows of one attack on its stack."""
+
+    adversarial: np.ndarray
+    """(T, H, W, 3) uint8, under the ε of the example"""
+    frame: int
+    """the first frame that it perturbs; the middle one where it left the stack alone"""
+    frame_at: np.ndarray
+    """(E, H, W, 3), that frame under every ε"""
+
+
+def shown_of(result: AttackResult, item: int, epsilons: Sequence[float]) -> Shown:
+    """Of stack `item` of a result under these ε."""
+    order = result.frame_order[-1, item]
+    frame = int(order[0]) if order[0] >= 0 else len(order) // 2
+    adversarial = result.adversarial
+    return Shown(to_bytes(adversarial[_shown_epsilon(epsilons), item]), frame, to_bytes(adversarial[:, item, frame]))
+
+
 def make_example(
-    clip: str, stack: int, item: int, frames: Tensor, results: Mapping[str, AttackResult], epsilons: Sequence[float]
+    clip: str, stack: int, frames: Tensor, shown: Mapping[str, Shown], epsilons: Sequence[float]
 ) -> Example:
-    """The example of stack `stack`, which is `item` of these frames (B, T, 3, H, W) and of the results on them."""
-    shown = min(range(len(epsilons)), key=lambda e: (abs(epsilons[e] - EPSILON), e))
-    # Where an attack left the stack alone, the middle frame stands for it.
-    orders = {name: result.frame_order[-1, item] for name, result in results.items()}
-    frame = {name: int(order[0]) if order[0] >= 0 else frames.shape[1] // 2 for name, order in orders.items()}
+    """The example of stack `stack` with frames (T, 3, H, W), and of what the attacks made of it."""
     return Example(
         clip=clip,
         stack=stack,
-        frames=to_bytes(frames[item]),
-        epsilon=epsilons[shown],
-        adversarial={name: to_bytes(result.adversarial[shown, item]) for name, result in results.items()},
+        frames=to_bytes(frames),
+        epsilon=epsilons[_shown_epsilon(epsilons)],
+        adversarial={name: of_attack.adversarial for name, of_attack in shown.items()},
         epsilons=list(epsilons),
-        frame=frame,
-        frame_at={name: to_bytes(result.adversarial[:, item, frame[name]]) for name, result in results.items()},
+        frame={name: of_attack.frame for name, of_attack in shown.items()},
+        frame_at={name: of_attack.frame_at for name, of_attack in shown.items()},
     )
+
+
+def _shown_epsilon(epsilons: Sequence[float]) -> int:
+    return min(range(len(epsilons)), key=lambda e: (abs(epsilons[e] - EPSILON), e))
 
 
 def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
@@ -95,9 +115,7 @@ def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
 
 def save_example(folder: Path, example: Example) -> Path:
     """Write <clip>.npz into `folder`; a half-written file never bears that name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{example.clip.replace('/', '--')}.npz"
-    scratch = path.with_suffix(".tmp")
+    path = folder / f"{file_stem(example.clip)}.npz"
     arrays: dict[str, np.ndarray] = {"clip": np.array(example.clip), "stack": np.array(example.stack)}
     arrays |= {"frames": example.frames, "epsilon": np.array(example.epsilon), "epsilons": np.array(example.epsilons)}
     for name in example.adversarial:
@@ -107,9 +125,8 @@ def save_example(folder: Path, example: Example) -> Path:
     if example.flow is not None:
         arrays["flow"] = example.flow
         arrays |= {f"flow/{name}": flow for name, flow in example.adversarial_flow.items()}
-    with scratch.open("wb") as file:
+    with appearing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    scratch.replace(path)
     return path
 
 

@@ -19,7 +19,7 @@ from attacks.eight_bit import round_inside_ball, to_bytes, to_frames
 from attacks.records import CLEAN
 from attacks.victim import BatchedVictim, Victim, under_attack
 from attacks.video_files import read_video, write_h264, write_lossless
-from attacks.whole_file import write_whole
+from attacks.whole_file import file_stem, write_whole
 
 CRF = (0, 10, 18, 23, 28)
 """Qualities of H.264, best first; x264's default is 23."""
@@ -121,7 +121,16 @@ def save_rows(folder: Path, clip: str, rows: Sequence[Row]) -> None:
 
 def rows_path(folder: Path, clip: str) -> Path:
     """Where the rows of a clip lie in a sweep's folder."""
-    return folder / FOLDER / f"{clip.replace('/', '--')}.json"
+    return folder / FOLDER / f"{file_stem(clip)}.json"
+
+
+def has_rows(folder: Path, clip: str) -> bool:
+    """Whether the file of a clip is there and holds its rows; an earlier version gave some clips one file."""
+    path = rows_path(folder, clip)
+    try:
+        return all(row["clip"] == clip for row in json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return False
 
 
 def merge_rows(folder: Path, clips: Iterable[str]) -> Path:
@@ -132,8 +141,11 @@ def merge_rows(folder: Path, clips: Iterable[str]) -> Path:
     """
     rows = []
     for clip in sorted(clips):
-        if not rows_path(folder, clip).is_file():
-            raise FileNotFoundError(f"{rows_path(folder, clip)}: no such file; the sweep, started again, makes it")
+        if not has_rows(folder, clip):
+            raise FileNotFoundError(
+                f"{rows_path(folder, clip)}: no such file, or of another clip than {clip}; the sweep, started again, "
+                "makes it"
+            )
         rows += json.loads(rows_path(folder, clip).read_text())
     path = folder / "realisability.json"
     write_whole(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

@@ -13,8 +13,10 @@ from attacks.attack import Attack
 from attacks.victim import Victim
 from attacks.whole_file import write_whole
 
-UNDECIDING = {"batch_size", "pairs_at_once", "retained_pairs", "name", "begins"}
-"""Options of an attack that do not change what it does, and what follows from the others."""
+COSTS_ALONE = {"batch_size", "pairs_at_once", "retained_pairs"}
+"""Options of an attack that do not change what it does, only what it costs."""
+UNDECIDING = {*COSTS_ALONE, "name", "begins"}
+"""These, and what follows from the other options."""
 
 
 def victim_settings(victim: Victim) -> dict[str, Any]:
@@ -29,6 +31,18 @@ def attack_settings(attack: Attack) -> dict[str, Any]:
     """Class and options."""
     options = {key: value for key, value in vars(attack).items() if key not in UNDECIDING}
     return {"class": _class_path(attack), "dense": attack.dense, **options}
+
+
+def engine_settings(attacks: Mapping[str, Attack], **options: int | None) -> dict[str, Any]:
+    """The options that decide the costs of a sweep and nothing else: its own, and those of each attack.
+
+    Records count pairs, so a sweep that goes on keeps these options, too.
+    """
+    of_attacks = {
+        name: {option: vars(attack)[option] for option in sorted(COSTS_ALONE) if option in vars(attack)}
+        for name, attack in attacks.items()
+    }
+    return {**options, "attacks": of_attacks}
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -63,7 +77,10 @@ def check_settings(
     path = folder / "settings.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: not there; all processes of a sweep need one folder that all of them see")
-    if found := differences(json.loads(path.read_text()), settings):
+    there = json.loads(path.read_text())
+    if "engine" in settings and "engine" not in there:  # of an earlier version, which did not look at it
+        settings = {key: value for key, value in settings.items() if key != "engine"}
+    if found := differences(there, settings):
         raise ValueError(f"{folder} holds {holds} with other settings: {'; '.join(found)}. {way_out}")
 
 

@@ -5,7 +5,7 @@ target; the video level follows from the stack results at no cost.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,20 +19,41 @@ from attacks.attack import Attack, check_epsilons
 from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
 from attacks.eight_bit import is_8bit
-from attacks.examples import Example, make_example, with_flow
+from attacks.examples import Example, Shown, make_example, shown_of, with_flow
 from attacks.meter import Meter
 from attacks.perceptibility import stack_quality
 from attacks.realisability import Row, realisability
-from attacks.records import CLEAN, Cost, Record
-from attacks.stack_outcomes import StackOutcomes, join, records_of, stack_outcomes
+from attacks.records import CLEAN, Cost, Record, sum_costs
+from attacks.stack_outcomes import StackOutcomes, join, no_verdict, records_of, stack_outcomes
+from attacks.stopping import Stopped, stopped_by
 from attacks.victim import BatchedVictim, Victim, under_attack
 
 
+class Stacks(NamedTuple):
+    """Some stacks of one clip, attacked in one call."""
+
+    clip: str
+    first: int
+    """index in the clip of the first of them"""
+    frames: Tensor
+    """(B, T, 3, H, W)"""
+    label: int
+    labels: Tensor
+    """(B,), all `label`"""
+    clean: CleanPass | None
+    """the white box's; None where its logits are not finite, without a gradient where that is not finite"""
+    shown: int | None
+    """which of them is to be the example; None for none"""
+    realise: bool
+
+
 class OnTarget(NamedTuple):
-    """What became of some stacks on one target, by attack; the results only where they are asked for."""
+    """What became of some stacks on one target, by attack."""
 
     outcomes: dict[str, StackOutcomes]
-    results: dict[str, AttackResult]
+    shown: dict[str, Shown]
+    """what the example shows"""
+    realised: dict[str, list[Row]]
 
 
 class VideoSweep(NamedTuple):
@@ -99,46 +120,38 @@ class Sweep:
         """Attack all stacks (S, T, 3, H, W) in [0, 1] of one video with the gradient of `white_box`.
 
         The example is the first stack that the white box classifies right, else the first stack. `realise` also sends
-        what the attacks on the white box made through 8 bits and video files.
+        what the attacks on the white box made through 8 bits and video files. A stack whose logits or gradient are not
+        finite has rows with the fault NOT_FINITE for what could not be judged; the others are judged as ever.
         """
-        systems = {self.system: white_box, **self.targets}
-        meters = {target: Meter(frames) for target in systems}
         outcomes: dict[tuple[str, str], list[StackOutcomes]] = defaultdict(list)
+        costs: list[Mapping[str, Cost]] = []
         realised: list[Row] = []
         example, example_is_right = None, False
-        for start in range(0, len(frames), self.batch_size):
-            chunk = frames[start : start + self.batch_size]
-            labels = torch.full((len(chunk),), label, device=chunk.device)
-            clean = self._clean(self.system, white_box, chunk, labels, meters[self.system])
-            work = partial(self._on_target, systems, chunk, labels, clean, meters, keep=keep_example or realise)
-            made = _side_by_side(work, systems)
-            for target in systems:
-                for name, of_stacks in made[target].outcomes.items():
+
+        def attack(start: int, stop: int) -> None:
+            nonlocal example, example_is_right
+            part = _Part(clip, start, frames[start:stop], label, keep_example and not example_is_right, realise)
+            try:
+                made = self._stacks(white_box, part, has_example=example is not None)
+            except FloatingPointError:
+                if len(part.frames) == 1:
+                    raise
+                made = None  # whose the fault is shows one by one; outside of the handler, which holds the frames
+            if made is None:
+                for stack in range(start, stop):
+                    attack(stack, stack + 1)
+                return
+            for target, of_target in made.by_target.items():
+                for name, of_stacks in of_target.outcomes.items():
                     outcomes[name, target].append(of_stacks)
-            of_white_box = made[self.system].results
-            if realise:
-                with meters[self.system].clock(f"realise/{self.system}"):
-                    for name, result in of_white_box.items():
-                        realised += realisability(
-                            white_box,
-                            chunk,
-                            result,
-                            epsilons=self._epsilons(name),
-                            label=label,
-                            clip=clip,
-                            first_stack=start,
-                            attack=name,
-                            target=self.system,
-                            batch_size=self.batch_size,
-                        )
-            if keep_example and not example_is_right:
-                right_when_clean = clean.logits.argmax(1) == labels
-                example_is_right = bool(right_when_clean.any())
-                if example is None or example_is_right:
-                    item = int(right_when_clean.int().argmax())
-                    attacked = {name: result for name, result in of_white_box.items() if name != CLEAN}
-                    example = make_example(clip, start + item, item, chunk, attacked, self.epsilons)
-                    example = with_flow(example, white_box, chunk)
+            for rows in made.by_target[self.system].realised.values():
+                realised.extend(rows)
+            costs.append(made.costs)
+            if made.example is not None:
+                example, example_is_right = made.example, made.example_is_right
+
+        for start in range(0, len(frames), self.batch_size):
+            attack(start, min(start + self.batch_size, len(frames)))
         joined = {key: join(parts) for key, parts in outcomes.items()}
         records = [
             record
@@ -156,46 +169,155 @@ class Sweep:
                 attack=name,
             )
         ]
-        costs = {what: cost for meter in meters.values() for what, cost in meter.costs.items()}
-        return VideoSweep(records, example, costs, realised)
+        return VideoSweep(records, example, sum_costs(costs), realised)
 
     def _epsilons(self, attack: str) -> Sequence[float]:
         return [0.0] if attack == CLEAN else self.epsilons
 
+    def _stacks(self, white_box: Victim, part: "_Part", *, has_example: bool) -> "_Made":
+        """Attack some stacks on all targets.
+
+        Raises:
+            FloatingPointError: logits or a gradient of several stacks are not finite. Of one, it becomes its fault.
+        """
+        systems = {self.system: white_box, **self.targets}
+        frames = part.frames
+        # A part that fails is attacked again, and counted then: its meters go with it.
+        meters = {target: Meter(frames) for target in systems}
+        labels = torch.full((len(frames),), part.label, device=frames.device)
+        clean = self._clean_of_white_box(white_box, frames, labels, meters[self.system])
+        shown, is_right = None, False
+        if part.keep_example and clean is not None:
+            right = clean.logits.argmax(1) == labels
+            is_right = bool(right.any())
+            shown = int(right.int().argmax()) if is_right or not has_example else None
+        stacks = Stacks(part.clip, part.first, frames, part.label, labels, clean, shown, part.realise)
+        made = _side_by_side(partial(self._on_target, systems, stacks, meters), systems)
+        example, pieces = None, made[self.system].shown
+        if shown is not None and pieces.keys() == self.attacks.keys():  # fewer where an attack has no verdict
+            example = make_example(part.clip, part.first + shown, frames[shown], pieces, self.epsilons)
+            example = with_flow(example, white_box, frames)
+        costs = {what: cost for meter in meters.values() for what, cost in meter.costs.items()}
+        return _Made(made, costs, example, is_right)
+
     def _on_target(
-        self,
-        systems: Mapping[str, Victim],
-        frames: Tensor,
-        labels: Tensor,
-        clean: CleanPass,
-        meters: Mapping[str, Meter],
-        target: str,
-        stopped: Event,
-        *,
-        keep: bool,
+        self, systems: Mapping[str, Victim], stacks: Stacks, meters: Mapping[str, Meter], target: str
     ) -> OnTarget:
-        """The clean stacks and all attacks on one target; `clean` is the white box's pass, `keep` its results, too."""
-        judge, meter, made = systems[target], meters[target], OnTarget({}, {})
-        is_white_box = target == self.system
-        judged = clean if is_white_box else self._clean(target, judge, frames, labels, meter)
-        for name, result in self._results(systems[self.system], target, judge, frames, labels, clean, judged, meter):
-            right = self._right_in_8bit(target, judge, frames, labels, judged, result, meter)
-            with meter.clock(f"quality/{target}"):
-                quality = stack_quality(frames, result.adversarial, judged.flow, result.flow)
-            made.outcomes[name] = stack_outcomes(result, right, quality)
-            if keep and is_white_box:
-                made.results[name] = result
-            if stopped.is_set():
-                break
+        """The clean stacks and all attacks on one target: those that are transferred, on a black box."""
+        white_box, judge, meter = systems[self.system], systems[target], meters[target]
+        frames, labels, clean = stacks.frames, stacks.labels, stacks.clean
+        black_box = target != self.system
+        made = OnTarget({}, {}, {})
+        alone = len(frames) == 1
+        try:
+            judged = self._clean(judge, target, frames, labels, meter) if black_box else clean
+            if judged is None:
+                raise FloatingPointError(f"{target} has no finite logits for the clean stack")
+            self._judge(made, CLEAN, _unperturbed(frames, labels, judged), target, judge, stacks, judged, meter)
+        except FloatingPointError:
+            if not alone:
+                raise
+            judged = None
+            made.outcomes[CLEAN] = no_verdict(1, frames.shape[1])
+        first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
+        # What retains pairs makes the first step, of which others need the outcome alone.
+        for name, attack in sorted(self.attacks.items(), key=lambda item: item[1].retained_pairs == 0):
+            if black_box and name not in self.transfer:
+                continue
+            if judged is None or (attack.needs_gradient and (clean is None or clean.gradient is None)):
+                made.outcomes[name] = no_verdict(len(self.epsilons), frames.shape[1])
+                continue
+            try:
+                self._attack(made, name, white_box, target, judge, stacks, judged, first_steps, meter)
+            except FloatingPointError:
+                if not alone:
+                    raise
+                made.outcomes[name] = no_verdict(len(self.epsilons), frames.shape[1])
         # As the settings have them, whichever was made first.
         order = [CLEAN, *self.attacks]
         return OnTarget(
             {name: made.outcomes[name] for name in order if name in made.outcomes},
-            {name: made.results[name] for name in order if name in made.results},
+            {name: made.shown[name] for name in order if name in made.shown},
+            {name: made.realised[name] for name in order if name in made.realised},
         )
 
-    def _clean(self, target: str, judge: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass:
-        gradient = target == self.system and any(attack.needs_gradient for attack in self.attacks.values())
+    def _attack(
+        self,
+        made: OnTarget,
+        name: str,
+        white_box: Victim,
+        target: str,
+        judge: Victim,
+        stacks: Stacks,
+        judged: CleanPass,
+        first_steps: dict[str, FirstStep],
+        meter: Meter,
+    ) -> None:
+        """Make one attack and keep what is wanted of it; its frames are gone before the next one is made."""
+        attack, clean, black_box = self.attacks[name], stacks.clean, target != self.system
+        with meter.clock(f"{name}/{target}"):
+            result = attack(
+                white_box,
+                stacks.frames,
+                stacks.labels,
+                self.epsilons,
+                stop_on=judge if black_box else None,
+                # What it retained is the white box's attacks' alone: others are made beside them.
+                clean=clean._replace(retained=None) if black_box and clean is not None else clean,
+                stop_on_clean=judged if black_box else None,
+                first_step=None if attack.begins is None else first_steps.get(attack.begins),
+            )
+        self._judge(made, name, result, target, judge, stacks, judged, meter)
+        if attack.begins is not None and result.first_step is not None:
+            first_steps[attack.begins] = result.first_step
+
+    def _judge(
+        self,
+        made: OnTarget,
+        name: str,
+        result: AttackResult,
+        target: str,
+        judge: Victim,
+        stacks: Stacks,
+        judged: CleanPass,
+        meter: Meter,
+    ) -> None:
+        """Add a result to what is `made`; `judged` is the target's clean pass."""
+        right = self._right_in_8bit(target, judge, stacks.frames, stacks.labels, judged, result, meter)
+        with meter.clock(f"quality/{target}"):
+            quality = stack_quality(stacks.frames, result.adversarial, judged.flow, result.flow)
+        if target == self.system and stacks.shown is not None and name != CLEAN:
+            made.shown[name] = shown_of(result, stacks.shown, self.epsilons)
+        if target == self.system and stacks.realise:
+            with meter.clock(f"realise/{target}"):
+                made.realised[name] = realisability(
+                    judge,
+                    stacks.frames,
+                    result,
+                    epsilons=self._epsilons(name),
+                    label=stacks.label,
+                    clip=stacks.clip,
+                    first_stack=stacks.first,
+                    attack=name,
+                    target=target,
+                    batch_size=self.batch_size,
+                )
+        made.outcomes[name] = stack_outcomes(result, right, quality)
+        meter.count(f"{name}/{target}", result)
+
+    def _clean_of_white_box(self, white_box: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass | None:
+        """With a gradient where an attack needs one. Of one stack: without it, or None, where they are not finite."""
+        for gradient in (any(attack.needs_gradient for attack in self.attacks.values()), False):
+            try:
+                return self._clean(white_box, self.system, frames, labels, meter, gradient=gradient)
+            except FloatingPointError:
+                if len(frames) > 1:
+                    raise
+        return None
+
+    def _clean(
+        self, judge: Victim, target: str, frames: Tensor, labels: Tensor, meter: Meter, *, gradient: bool = False
+    ) -> CleanPass:
         retained = (attack.retain(frames, len(self.epsilons)) for attack in self.attacks.values())
         if target not in self.checked:
             with meter.clock(f"check/{target}"), under_attack(judge):
@@ -213,48 +335,6 @@ class Sweep:
                 retained=next(filter(None, retained), None) if gradient else None,
                 check=False,
             )
-
-    def _results(
-        self,
-        white_box: Victim,
-        target: str,
-        judge: Victim,
-        frames: Tensor,
-        labels: Tensor,
-        clean: CleanPass,
-        judged: CleanPass,
-        meter: Meter,
-    ) -> Iterator[tuple[str, AttackResult]]:
-        """Attack and result: the clean target, then all attacks on the white box or the transferred ones on another.
-
-        Args:
-            clean, judged: the clean passes of the white box and of the target.
-        """
-        black_box = target != self.system
-        unperturbed = _unperturbed(frames, labels, judged)
-        meter.count(f"clean/{target}", unperturbed)
-        yield CLEAN, unperturbed
-        first_steps: dict[str, FirstStep] = {}  # by how the attacks begin
-        # What retains pairs makes the first step, of which others need the outcome alone.
-        for name, attack in sorted(self.attacks.items(), key=lambda item: item[1].retained_pairs == 0):
-            if black_box and name not in self.transfer:
-                continue
-            with meter.clock(f"{name}/{target}"):
-                result = attack(
-                    white_box,
-                    frames,
-                    labels,
-                    self.epsilons,
-                    stop_on=judge if black_box else None,
-                    # What it retained is the white box's attacks' alone: others are made beside them.
-                    clean=clean._replace(retained=None) if black_box else clean,
-                    stop_on_clean=judged if black_box else None,
-                    first_step=None if attack.begins is None else first_steps.get(attack.begins),
-                )
-            meter.count(f"{name}/{target}", result)
-            if attack.begins is not None and result.first_step is not None:
-                first_steps[attack.begins] = result.first_step
-            yield name, result
 
     def _right_in_8bit(
         self,
@@ -280,7 +360,7 @@ class Sweep:
             experiment, item, step = (result.frame_order >= 0).nonzero(as_tuple=True)
             changed[experiment, item, result.frame_order[experiment, item, step]] = True
         changed = changed.flatten(0, 1)
-        rounded = result.adversarial.flatten(0, 1).mul(255).round().div(255)
+        rounded = result.adversarial.flatten(0, 1).mul(255).round_().div_(255)
         logits = clean.logits.repeat(len(result.logits), 1)
         rows = changed.any(1).nonzero().flatten()
         if len(rows):
@@ -313,17 +393,50 @@ def _unperturbed(frames: Tensor, labels: Tensor, clean: CleanPass) -> AttackResu
     )
 
 
-def _side_by_side(work: Callable[[str, Event], OnTarget], systems: Mapping[str, Victim]) -> dict[str, OnTarget]:
+class _Part(NamedTuple):
+    clip: str
+    first: int
+    frames: Tensor
+    label: int
+    keep_example: bool
+    realise: bool
+
+
+class _Made(NamedTuple):
+    by_target: dict[str, OnTarget]
+    costs: dict[str, Cost]
+    example: Example | None
+    example_is_right: bool
+    """its stack is classified right when clean"""
+
+
+def _side_by_side(work: Callable[[str], OnTarget], systems: Mapping[str, Victim]) -> dict[str, OnTarget]:
     """What `work` makes of each system: one after another, and beside them, each in a thread of its own, those without
-    a gradient, whose flow is computed on the CPU (TV-L1, Farneback). If one fails, the event tells the others to stop.
+    a gradient, whose flow is computed on the CPU (TV-L1, Farneback). If one fails, the others stop at their next pass
+    of a system, and its error is raised.
     """
     threads = [name for name, system in systems.items() if getattr(system, "differentiable", True) is False]
-    stopped = Event()
+    stop, errors = Event(), list[BaseException]()
+
+    def watched(name: str) -> OnTarget:
+        with stopped_by(stop):
+            try:
+                return work(name)
+            except Stopped:
+                raise
+            except BaseException as error:
+                errors.append(error)  # before the others stop, and look for it
+                stop.set()
+                raise
+
     # Modes are set once for all: a thread that restored them would turn back a system that another one is running.
     with under_attack(*systems.values()), ThreadPoolExecutor(max(1, len(threads))) as pool:
         try:
-            beside = {name: pool.submit(work, name, stopped) for name in threads}
-            made = {name: work(name, stopped) for name in systems if name not in threads}
+            beside = {name: pool.submit(watched, name) for name in threads}
+            made = {name: watched(name) for name in systems if name not in threads}
             return made | {name: future.result() for name, future in beside.items()}
+        except BaseException as error:
+            errors.append(error)
         finally:
-            stopped.set()
+            stop.set()  # an interrupt may come between two of them
+    raise errors[0]

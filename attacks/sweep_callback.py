@@ -17,16 +17,18 @@ from torch import nn
 
 from attacks.attack import Attack
 from attacks.examples import example_clips, save_example
+from attacks.faults import describe_faults
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
+from attacks.processes import Processes
 from attacks.progress import Progress
 from attacks.provenance import add_provenance, provenance
-from attacks.realisability import merge_rows, rows_path, save_rows
-from attacks.records import Cost, RecordStore
+from attacks.realisability import has_rows, merge_rows, save_rows
+from attacks.records import Cost, RecordStore, finished_clips, read_records
 from attacks.report import write_report
 from attacks.report.table import print_tables
-from attacks.settings import attack_settings, check_settings, victim_settings, write_settings
+from attacks.settings import attack_settings, check_settings, engine_settings, victim_settings, write_settings
 from attacks.sweep import Sweep
 from attacks.whole_file import write_whole
 
@@ -43,7 +45,11 @@ class SweepCallback(pl.Callback):
     label () and clip (). The datamodule has `classes`, `clips("test")`, whose entry `clip` has name, label and group,
     and, where they decide what a clip looks like, `settings`; a test dataset of some of the clips lists their indices
     in `chosen`. Started again with the same output, a sweep goes on where it stopped, with any number of processes; all
-    of them must see that folder.
+    of them must see that folder. It keeps its settings, `batch_size`, `pairs_at_once` and `retained_pairs` too, since
+    records count the pairs that a system saw.
+
+    Where the module under test leaves its accuracies to the sweep (`accuracy_from_sweep`), the clean rows give
+    test/stack_accuracy and test/video_accuracy, and a finished clip is not even decoded if the dataset can do so.
 
     Args:
         epsilons: sizes of the perturbation on the [0, 1] scale of the frames; the clean systems are always judged too.
@@ -97,6 +103,8 @@ class SweepCallback(pl.Callback):
         self.examples = examples
         self.realise = examples if realise is None else realise
         self.output = output
+        self.clips_not_needed: set[str] = set()
+        self.processes = Processes()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "test":
@@ -114,22 +122,23 @@ class SweepCallback(pl.Callback):
         for target in self.targets.values():  # the module under test checks its own when the Trainer attaches it
             if hasattr(target, "check_classes"):
                 target.check_classes(trainer.datamodule.classes)  # type: ignore[operator]
+        self.folder = Path(self.output or trainer.default_root_dir)
+        # The workers that decode start before the test does: the dataset looks here when it is made.
+        self.clips_not_needed = finished_clips(self.folder) if _leaves_accuracy(pl_module) else set()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for target in self.targets.values():
             target.to(pl_module.device).eval().requires_grad_(False)
-        self.folder = Path(self.output or trainer.default_root_dir)
         self.clips = trainer.datamodule.clips("test")  # type: ignore[attr-defined]
         self.settings = self._settings(trainer, pl_module)
-        if trainer.is_global_zero:
-            write_settings(self.folder, self.settings)
-        trainer.strategy.barrier("sweep settings")
+        self.processes.connect()
+        self.processes.in_first(lambda: write_settings(self.folder, self.settings))
         check_settings(self.folder, self.settings)
-        if trainer.is_global_zero:
-            more = {"device": str(pl_module.device), "precision": str(trainer.precision)}
-            add_provenance(self.folder, provenance(processes=trainer.world_size, **more))
+        about = {"device": str(pl_module.device), "precision": str(trainer.precision)}
+        run = provenance(processes=trainer.world_size, **about)
+        self.processes.in_first(lambda: add_provenance(self.folder, run))
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
-        trainer.strategy.barrier("sweep start")  # nobody writes before everybody has read
+        self.processes.wait()  # nobody writes before everybody has read
         # From the order of the clips alone, so that every process, and every run that goes on, keeps the same ones.
         chosen = list(getattr(getattr(trainer.test_dataloaders, "dataset", None), "chosen", range(len(self.clips))))
         videos = int(trainer.num_test_batches[0])
@@ -140,6 +149,7 @@ class SweepCallback(pl.Callback):
         self.kept, self.realised = (
             {chosen[place] for place in example_clips(labels, count)} for count in (self.examples, self.realise)
         )
+        self.chosen = [self.clips[index].name for index in chosen]
 
     def on_test_batch_end(
         self,
@@ -150,18 +160,27 @@ class SweepCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._attack(trainer, pl_module, batch)
+        if batch_idx + 1 == int(trainer.num_test_batches[0]):
+            # Lightning's own collectives come next, and give up after the default timeout.
+            self.processes.wait()
+
+    def _attack(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         index = int(batch.clip)
         clip = self.clips[index]
         done = clip.name in self.store.done
-        realise = index in self.realised and not rows_path(self.folder, clip.name).exists()
+        realise = index in self.realised and not has_rows(self.folder, clip.name)
         if done and not realise:
-            self.progress.add(len(batch.frames), None)
+            self.progress.add(self.store.stacks[clip.name], None)
             _describe(trainer, str(self.progress))
             return
+        frames = batch.frames
+        if not len(frames):  # it was finished, but is needed again
+            frames = trainer.test_dataloaders.dataset.video(index).frames.to(pl_module.device)  # type: ignore[union-attr]
         start = time.perf_counter()
         video = self.sweep.video(
             pl_module,
-            batch.frames,
+            frames,
             int(batch.label),
             clip=clip.name,
             group=clip.group,
@@ -174,24 +193,46 @@ class SweepCallback(pl.Callback):
             if video.example is not None:
                 save_example(self.folder / "examples", video.example)
             self.store.append(clip.name, video.records, video.costs)
-        self.progress.add(len(batch.frames), time.perf_counter() - start)
+        self.progress.add(len(frames), time.perf_counter() - start)
         _describe(trainer, str(self.progress))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.barrier("sweep end")
-        if trainer.is_global_zero:
-            self.store.merge()
-            merge_rows(self.folder, {self.clips[index].name for index in self.realised})
-            write_whole(self.folder / "costs.json", json.dumps(_costs(self.store.costs()), indent=1) + "\n")
-            report = write_report(self.folder)
-            print_tables(get_console(), report.tables)
-            get_console().print(f"Report: {report.page}", soft_wrap=True)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    from attacks.wandb_log import log_report  # needs wandb and av
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not _leaves_accuracy(pl_module):
+            return
+        # From the same files in every process, each clip once.
+        clips = self.store.right_when_clean(self.chosen, self.sweep.system).values()
+        stacks, right = (sum(counts) for counts in zip(*(clip[:2] for clip in clips), strict=True))
+        accuracies = {
+            "test/stack_accuracy": right / stacks,
+            "test/video_accuracy": sum(clip.video for clip in clips) / len(clips),
+        }
+        # The greatest of equal values: their mean may be rounded.
+        pl_module.log_dict(accuracies, sync_dist=True, reduce_fx="max")
 
-                    log_report(logger.experiment, report, self.settings)
-        trainer.strategy.barrier("sweep report")
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.processes.wait()
+        self.processes.in_first(lambda: self._report(trainer))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.processes.leave()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.processes.leave()
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        merged = self.store.merge()
+        merge_rows(self.folder, {self.clips[index].name for index in self.realised})
+        write_whole(self.folder / "costs.json", json.dumps(_costs(self.store.costs()), indent=1) + "\n")
+        report = write_report(self.folder)
+        print_tables(get_console(), report.tables)
+        if faults := describe_faults(read_records(merged)):
+            get_console().print(f"Warning: {faults}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+        get_console().print(f"Report: {report.page}", soft_wrap=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                from attacks.wandb_log import log_report  # needs wandb and av
+
+                log_report(logger.experiment, report, self.settings)
 
     def _settings(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -200,6 +241,9 @@ class SweepCallback(pl.Callback):
             "epsilons": list(self.sweep.epsilons),
             "attacks": {name: attack_settings(attack) for name, attack in self.sweep.attacks.items()},
             "transfer": list(self.sweep.transfer),
+            "engine": engine_settings(
+                self.sweep.attacks, batch_size=self.sweep.batch_size, pairs_at_once=self.sweep.pairs_at_once
+            ),
             "systems": {
                 name: victim_settings(victim) for name, victim in {self.sweep.system: pl_module, **self.targets}.items()
             },
@@ -207,6 +251,12 @@ class SweepCallback(pl.Callback):
             "test_clips": len(self.clips),
             "classes": list(datamodule.classes),
         }
+
+
+def _leaves_accuracy(pl_module: pl.LightningModule) -> bool:
+    """Whether the class that has its test_step says so: one that overrides it may need every clip's frames."""
+    owner = next(kind for kind in type(pl_module).__mro__ if "test_step" in vars(kind))
+    return bool(vars(owner).get("accuracy_from_sweep", False))
 
 
 def default_attacks(

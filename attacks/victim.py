@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attacks.loss import LOSSES, Loss
 from attacks.retained_pairs import PairGraph, RetainedPairs
 from attacks.self_consistency import hold_against_forward
+from attacks.stopping import go_on
 
 Retain = tuple[RetainedPairs, Tensor]
 """Where pairs are retained, and their keys (n, T-1), equal for pairs whose two frames are equal; -1 for those that no
@@ -195,7 +196,7 @@ class BatchedVictim:
         """Logits (n, C) of `rows`, from their flow where there is one."""
         return torch.cat(
             [
-                self._check_logits(self.victim(frames[r]) if flow is None else self._classify(flow[r]))
+                self._check_logits(self._whole(frames[r]) if flow is None else self._classify(flow[r]))
                 for r in rows.split(self.batch_size)
             ]
         )
@@ -203,7 +204,7 @@ class BatchedVictim:
     def forward(self, frames: Tensor, retain: Retain | None = None) -> tuple[Tensor | None, Tensor]:
         """Flow (n, T-1, 2, H, W) or None, and logits (n, C), of at most `batch_size` stacks, all pairs estimated."""
         if not self.pairwise:
-            return None, self._check_logits(self.victim(frames))
+            return None, self._check_logits(self._whole(frames))
         retained, keys = (None, torch.empty(0)) if retain is None else retain
         pairs = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
         estimated = self._estimate_and_retain(*pairs, keys.flatten(), retained)
@@ -388,10 +389,16 @@ class BatchedVictim:
             )
         return logits
 
+    def _whole(self, frames: Tensor) -> Tensor:
+        go_on()
+        return self.victim(frames)
+
     def _estimate(self, first: Tensor, second: Tensor) -> Tensor:
+        go_on()
         return cast(PairwiseVictim, self.victim).estimate_flow(first, second)
 
     def _classify(self, flow: Tensor) -> Tensor:
+        go_on()
         return cast(PairwiseVictim, self.victim).classify(flow)
 
 

@@ -1,5 +1,8 @@
 """Whole videos as their non-overlapping frame stacks, for the attacks (sections 4 and 5.2)."""
 
+from collections.abc import Container
+from typing import Any
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -44,38 +47,53 @@ class FrameStacks(VideoData):
         return {**super().settings, "max_stacks": self.max_stacks, "max_clips": self.max_clips}
 
     def test_dataloader(self) -> DataLoader:
-        """VideoBatch of each test clip."""
+        """VideoBatch of each test clip; without stacks where a callback has no need of it.
+
+        A callback names such clips in `clips_not_needed`, before the data is loaded.
+        """
+        callbacks: list[Any] = [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        not_needed = {name for callback in callbacks for name in getattr(callback, "clips_not_needed", ())}
         count = len(self.clips("test"))
         chosen = spread(count, self.max_clips)
-        data = Videos(self.dataset, self.clips("test"), chosen, self.stack_length, self.max_stacks)
+        data = Videos(self.dataset, self.clips("test"), chosen, self.stack_length, self.max_stacks, not_needed)
         return self.loader(data, batch_size=None)
 
 
 class Videos(Dataset[VideoBatch]):
-    """Each clip as its non-overlapping stacks."""
+    """Each clip as its non-overlapping stacks; the clips named in `not_needed` have none and are not decoded."""
 
     def __init__(
-        self, dataset: VideoDataset, clips: list[Clip], chosen: list[int], stack_length: int, max_stacks: int | None
+        self,
+        dataset: VideoDataset,
+        clips: list[Clip],
+        chosen: list[int],
+        stack_length: int,
+        max_stacks: int | None,
+        not_needed: Container[str] = (),
     ) -> None:
         self.dataset, self.clips, self.chosen = dataset, clips, chosen
-        self.stack_length, self.max_stacks = stack_length, max_stacks
+        self.stack_length, self.max_stacks, self.not_needed = stack_length, max_stacks, not_needed
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, index: int) -> VideoBatch:
         clip = self.clips[self.chosen[index]]
+        if clip.name in self.not_needed:
+            none = torch.empty(0, self.stack_length, 3, 0, 0)
+            return VideoBatch(none, torch.tensor(clip.label), torch.tensor(self.chosen[index]))
+        return self.video(self.chosen[index])
+
+    def video(self, index: int) -> VideoBatch:
+        """All stacks of a clip, by its index in the subset."""
+        clip = self.clips[index]
         images = self.dataset.decode(clip)
         whole = len(images) // self.stack_length
         if whole == 0:
             raise ValueError(short_clip(clip, len(images), self.stack_length))
         taken = min(whole, self.max_stacks or whole)
         stacks = to_frames(images[: taken * self.stack_length]).unflatten(0, (taken, self.stack_length))
-        return VideoBatch(
-            stacks,
-            torch.tensor(clip.label),
-            torch.tensor(self.chosen[index]),
-        )
+        return VideoBatch(stacks, torch.tensor(clip.label), torch.tensor(index))
 
 
 def spread(count: int, wanted: int | None) -> list[int]:

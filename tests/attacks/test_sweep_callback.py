@@ -5,6 +5,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,43 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(whole: Path, tmp_path: Path) -
     toy.run(folder)
     assert_same(folder, whole)
     assert (folder / "records-rank0.jsonl").read_bytes().count(b"clip_complete") == 11
+
+
+def test_a_process_with_little_to_do_waits_for_the_others(tmp_path: Path) -> None:
+    """Lightning's own collectives give up after two seconds here, as they do after half an hour; one process takes
+    eight seconds longer than the other."""
+    folder = tmp_path / "uneven"
+    options = ["--devices", "2", "--videos", "4", "--realise", "0", "--odd-seconds", "4", "--patience", "2"]
+    finish(start(folder, *options), folder)
+    assert len({record.clip for record in read_records(folder / "records.jsonl")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("where", "error"), [("attack", "no space left for records"), ("report", "no space left for the report")]
+)
+def test_an_error_in_one_process_ends_all(where: str, error: str, tmp_path: Path) -> None:
+    folder = tmp_path / "failing"
+    process = start(folder, "--devices", "2", "--videos", "4", "--realise", "0", "--fail", where)
+    try:
+        assert process.wait(timeout=60) != 0
+        for _ in range(150):  # Lightning looks after its processes every five seconds
+            if not alive(process.pid):
+                break
+            time.sleep(0.1)
+        assert not alive(process.pid), "a process waits for one that has failed"
+        log = (tmp_path / "failing.log").read_text()
+        assert f"OSError: {error}" in log
+        if where == "report":
+            assert f"RuntimeError: the first process failed, and this one ends with it: OSError: {error}" in log
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def alive(group: int) -> bool:
+    """Whether a process of this group lives."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return any(line.split()[0] == str(group) and line.split()[1][0] != "Z" for line in found.splitlines())
 
 
 @pytest.mark.slow
@@ -230,6 +268,46 @@ def test_other_settings_are_refused(whole: Path) -> None:
         toy.run(whole, targets={**toy.targets(), "tvl1": toy.ToySystem(gain=19.0)})
     with pytest.raises(ValueError, match=r"test_clips is 11 there and 7 now"):
         toy.run(whole, videos=7)
+
+
+def test_other_batches_are_refused_since_records_count_pairs(whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"engine\.batch_size is 8 there and 3 now; engine\.attacks\.one_shot\."):
+        toy.run(whole, batch_size=3)
+    with pytest.raises(
+        ValueError, match=r"engine\.attacks\.iterative_saliency_rg\.retained_pairs is null there and 0 "
+    ):
+        toy.run(whole, retained_pairs=0)
+
+
+def test_a_damaged_clip_is_made_again(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "damaged"))
+    for name in DERIVED[:1] + DERIVED[2:-1]:
+        (folder / name).unlink()
+    path = folder / "records-rank0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[len(lines) // 2] = bytes(len(lines[len(lines) // 2]) - 1) + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.warns(UserWarning, match="the sweep makes these clips again"):
+        toy.run(folder)
+    assert_same(folder, whole)
+
+
+class Still(OneShot):
+    """Finds no gradient."""
+
+    def craft(self, work: Any, *_: Any) -> None:
+        work.no_gradient[:] = True
+
+
+def test_the_console_tells_once_of_rows_that_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attacks = {"one_shot": OneShot(), "still": Still()}
+    toy.run(tmp_path, videos=2, realise=0, examples=0, attacks=attacks, transfer=["one_shot"])
+    said = capsys.readouterr().out
+    assert said.count("These rows say nothing of robustness.") == 1
+    assert "still on flownet2: 5 stacks, 10 of 10 rows" in said  # two and three stacks under two ε
+    assert "one_shot on flownet2:" not in said
+    toy.run(tmp_path / "sound", videos=2, realise=0, examples=0, attacks={"one_shot": OneShot()}, transfer=[])
+    assert "These rows say nothing" not in capsys.readouterr().out
 
 
 def test_more_batches_extend_a_limited_sweep(whole: Path, tmp_path: Path) -> None:

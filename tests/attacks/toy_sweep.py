@@ -1,11 +1,14 @@
 """A system that sees motion, without training: moving textures, least-squares flow, the class nearest to the mean flow.
 
 `python toy_sweep.py OUTPUT [--devices N] [--seconds S]` sweeps it in a process of its own, S seconds a video at least.
+With `--odd-seconds S` every second video takes S seconds more, with `--patience S` a collective of Lightning's gives up
+after S seconds; `--fail attack` and `--fail report` raise an error in the last process's or the first one's work.
 """
 
 import argparse
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +83,8 @@ class ToySystem(pl.LightningModule):
         return self.classify(flow.unflatten(0, (len(frames), -1)))
 
     def test_step(self, batch: ToyVideo, batch_idx: int) -> None:
-        self.log("test/accuracy", (self(batch.frames).argmax(1) == batch.label).float().mean(), batch_size=1)
+        accuracy = (self(batch.frames).argmax(1) == batch.label).float().mean()
+        self.log("test/accuracy", accuracy, batch_size=1, sync_dist=True)
 
 
 def moving_texture(label: int, seed: int, stacks: int) -> Tensor:
@@ -100,14 +104,14 @@ def moving_texture(label: int, seed: int, stacks: int) -> Tensor:
 
 
 class ToyVideos(Dataset):
-    def __init__(self, clips: list[ToyClip], seconds: float) -> None:
-        self.clips, self.seconds = clips, seconds
+    def __init__(self, clips: list[ToyClip], seconds: float, odd_seconds: float) -> None:
+        self.clips, self.seconds, self.odd_seconds = clips, seconds, odd_seconds
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> ToyVideo:
-        time.sleep(self.seconds)
+        time.sleep(self.seconds + index % 2 * self.odd_seconds)
         label = self.clips[index].label
         frames = moving_texture(label, seed=index, stacks=2 + index % 3)
         return ToyVideo(frames, torch.tensor(label), torch.tensor(index))
@@ -116,9 +120,9 @@ class ToyVideos(Dataset):
 class ToyData(pl.LightningDataModule):
     classes = CLASSES
 
-    def __init__(self, videos: int = 11, seconds: float = 0.0) -> None:
+    def __init__(self, videos: int = 11, seconds: float = 0.0, odd_seconds: float = 0.0) -> None:
         super().__init__()
-        self.videos, self.seconds = videos, seconds
+        self.videos, self.seconds, self.odd_seconds = videos, seconds, odd_seconds
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -129,15 +133,58 @@ class ToyData(pl.LightningDataModule):
         return [ToyClip(Path(f"v{i}.avi"), f"{c}/v_{c}_g{g:02}_c01", i % 4, f"{c}_g{g:02}") for i, c, g in names]
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(ToyVideos(self.clips("test"), self.seconds), batch_size=None)
+        return DataLoader(ToyVideos(self.clips("test"), self.seconds, self.odd_seconds), batch_size=None)
 
 
 def targets() -> dict[str, nn.Module]:
     return {"tvl1": ToySystem(window=3, differentiable=False), "farneback": ToySystem(window=7, differentiable=False)}
 
 
+class Impatient(pl.Callback):
+    """From the start of the sweep on, not from that of the processes, which takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.patience = timedelta(seconds=seconds)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        from torch.distributed.distributed_c10d import _set_pg_timeout
+
+        trainer.strategy.barrier()
+        _set_pg_timeout(self.patience)
+
+
+class FailingSweep(SweepCallback):
+    """Raises in one process alone: the last one, as it attacks, or the first one, as it reports."""
+
+    def __init__(self, where: str | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.where = where
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *arguments: Any, **options: Any) -> None:
+        if self.where == "attack" and trainer.global_rank == trainer.world_size - 1:
+            raise OSError("no space left for records")
+        super().on_test_batch_end(trainer, *arguments, **options)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.where == "report" and trainer.is_global_zero:
+            self.store.merge = self.no_space  # type: ignore[method-assign]
+        super().on_test_end(trainer, pl_module)
+
+    def no_space(self) -> Path:
+        raise OSError("no space left for the report")
+
+
 def run(
-    output: Path, *, devices: int = 1, seconds: float = 0.0, videos: int = 11, limit: int | None = None, **options: Any
+    output: Path,
+    *,
+    devices: int = 1,
+    seconds: float = 0.0,
+    odd_seconds: float = 0.0,
+    patience: float | None = None,
+    fail: str | None = None,
+    videos: int = 11,
+    limit: int | None = None,
+    **options: Any,
 ) -> None:
     """One whole sweep on the CPU; `options` are the callback's, but for `logger` and `inference_mode`.
 
@@ -146,7 +193,7 @@ def run(
     logger = options.pop("logger", False)
     inference_mode = options.pop("inference_mode", False)
     given = {"epsilons": EPSILONS, "targets": targets(), "output": output, "realise": 1, **options}
-    callback = SweepCallback(**given)
+    callback = FailingSweep(fail, **given)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -155,10 +202,10 @@ def run(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=logger,
-        callbacks=[callback],
+        callbacks=[callback, *([] if patience is None else [Impatient(patience)])],
         limit_test_batches=limit,
     )
-    trainer.test(ToySystem(), datamodule=ToyData(videos, seconds), verbose=False)
+    trainer.test(ToySystem(), datamodule=ToyData(videos, seconds, odd_seconds), verbose=False)
 
 
 if __name__ == "__main__":
@@ -169,5 +216,10 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--odd-seconds", type=float, default=0.0)
+    parser.add_argument("--patience", type=float)
+    parser.add_argument("--fail", choices=["attack", "report"])
+    parser.add_argument("--videos", type=int, default=11)
+    parser.add_argument("--realise", type=int, default=1)
     torch.set_num_threads(1)
     toy_sweep.run(**vars(parser.parse_args()))
