@@ -190,8 +190,7 @@ class Attack(ABC):
                 if work.retained is not None:
                     work.retained.clear()
             success = work.attacked & (work.logits.argmax(1) != work.labels)
-            no_gradient = work.attacked & work.no_gradient
-            if no_gradient.any():
+            if work.no_gradient.any():
                 warnings.warn(NO_GRADIENT.format(victim=batched_victim.name, attack=self.name), stacklevel=2)
             shape = (count, len(frames))
             return AttackResult(
@@ -203,7 +202,7 @@ class Attack(ABC):
                 success=success.unflatten(0, shape),
                 frames_perturbed=(work.frame_order >= 0).sum(1).unflatten(0, shape),
                 frame_order=work.frame_order.unflatten(0, shape),
-                no_gradient=no_gradient.unflatten(0, shape),
+                no_gradient=work.no_gradient.unflatten(0, shape),
                 step_logits=None if work.step_logits is None else work.step_logits.unflatten(0, shape),
                 pair_forwards=work.pair_forwards.unflatten(0, shape),
                 pair_backwards=work.pair_backwards.unflatten(0, shape),

@@ -41,7 +41,8 @@ class AttackResult(NamedTuple):
     frame_order: Tensor
     """(E, B, T) int64: the perturbed frames in the order of perturbation, then -1"""
     no_gradient: Tensor
-    """(E, B) bool: the attack stood still because the gradient was zero everywhere, which says nothing of robustness"""
+    """(E, B) bool: the attack stood still, since the gradient was zero everywhere. That the stack stands says nothing
+    of robustness. Of an attack on all frames at once also where the judge is wrong already"""
     step_logits: Tensor | None
     """(E, B, T, C), of the judge after each of these frames, then NaN; None for an attack on all frames at once"""
     pair_forwards: Tensor

@@ -29,7 +29,8 @@ def victim_settings(victim: Victim) -> dict[str, Any]:
 
 def attack_settings(attack: Attack) -> dict[str, Any]:
     """Class and options."""
-    options = {key: value for key, value in vars(attack).items() if key not in UNDECIDING}
+    undecided = UNDECIDING if attack.needs_gradient else {*UNDECIDING, "loss"}
+    options = {key: value for key, value in vars(attack).items() if key not in undecided}
     return {"class": _class_path(attack), "dense": attack.dense, **options}
 
 

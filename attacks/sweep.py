@@ -20,6 +20,7 @@ from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, clean_pass
 from attacks.eight_bit import is_8bit
 from attacks.examples import Example, Shown, make_example, shown_of, with_flow
+from attacks.loss import Loss
 from attacks.meter import Meter
 from attacks.perceptibility import stack_quality
 from attacks.realisability import Row, realisability
@@ -40,8 +41,8 @@ class Stacks(NamedTuple):
     label: int
     labels: Tensor
     """(B,), all `label`"""
-    clean: CleanPass | None
-    """the white box's; None where its logits are not finite, without a gradient where that is not finite"""
+    clean: Mapping[Loss | None, CleanPass]
+    """the white box's, by the loss whose gradient it has, or None without one; empty where its logits are not finite"""
     shown: int | None
     """which of them is to be the example; None for none"""
     realise: bool
@@ -187,8 +188,8 @@ class Sweep:
         labels = torch.full((len(frames),), part.label, device=frames.device)
         clean = self._clean_of_white_box(white_box, frames, labels, meters[self.system])
         shown, is_right = None, False
-        if part.keep_example and clean is not None:
-            right = clean.logits.argmax(1) == labels
+        if part.keep_example and clean:
+            right = _any(clean).logits.argmax(1) == labels
             is_right = bool(right.any())
             shown = int(right.int().argmax()) if is_right or not has_example else None
         stacks = Stacks(part.clip, part.first, frames, part.label, labels, clean, shown, part.realise)
@@ -210,9 +211,9 @@ class Sweep:
         made = OnTarget({}, {}, {})
         alone = len(frames) == 1
         try:
-            judged = self._clean(judge, target, frames, labels, meter) if black_box else clean
-            if judged is None:
+            if not black_box and not clean:
                 raise FloatingPointError(f"{target} has no finite logits for the clean stack")
+            judged = self._clean(judge, target, frames, labels, meter) if black_box else _any(clean)
             self._judge(made, CLEAN, _unperturbed(frames, labels, judged), target, judge, stacks, judged, meter)
         except FloatingPointError:
             if not alone:
@@ -224,7 +225,7 @@ class Sweep:
         for name, attack in sorted(self.attacks.items(), key=lambda item: item[1].retained_pairs == 0):
             if black_box and name not in self.transfer:
                 continue
-            if judged is None or (attack.needs_gradient and (clean is None or clean.gradient is None)):
+            if judged is None or (attack.needs_gradient and attack.loss not in clean):
                 made.outcomes[name] = no_verdict(len(self.epsilons), frames.shape[1])
                 continue
             try:
@@ -254,7 +255,8 @@ class Sweep:
         meter: Meter,
     ) -> None:
         """Make one attack and keep what is wanted of it; its frames are gone before the next one is made."""
-        attack, clean, black_box = self.attacks[name], stacks.clean, target != self.system
+        attack, black_box = self.attacks[name], target != self.system
+        clean = stacks.clean[attack.loss] if attack.needs_gradient else None if black_box else _any(stacks.clean)
         with meter.clock(f"{name}/{target}"):
             result = attack(
                 white_box,
@@ -305,34 +307,55 @@ class Sweep:
         made.outcomes[name] = stack_outcomes(result, right, quality)
         meter.count(f"{name}/{target}", result)
 
-    def _clean_of_white_box(self, white_box: Victim, frames: Tensor, labels: Tensor, meter: Meter) -> CleanPass | None:
-        """With a gradient where an attack needs one. Of one stack: without it, or None, where they are not finite."""
-        for gradient in (any(attack.needs_gradient for attack in self.attacks.values()), False):
+    def _clean_of_white_box(
+        self, white_box: Victim, frames: Tensor, labels: Tensor, meter: Meter
+    ) -> dict[Loss | None, CleanPass]:
+        """One for each loss that an attack climbs. Of one stack: those whose gradient is finite, else one without."""
+        found: dict[Loss | None, CleanPass] = {}
+        losses = dict.fromkeys(attack.loss for attack in self.attacks.values() if attack.needs_gradient)
+        for loss in [*losses, None]:
+            if loss is None and found:
+                break
             try:
-                return self._clean(white_box, self.system, frames, labels, meter, gradient=gradient)
+                found[loss] = self._clean(white_box, self.system, frames, labels, meter, loss=loss, again=bool(found))
             except FloatingPointError:
                 if len(frames) > 1:
                     raise
-        return None
+        return found
 
     def _clean(
-        self, judge: Victim, target: str, frames: Tensor, labels: Tensor, meter: Meter, *, gradient: bool = False
+        self,
+        judge: Victim,
+        target: str,
+        frames: Tensor,
+        labels: Tensor,
+        meter: Meter,
+        *,
+        loss: Loss | None = None,
+        again: bool = False,
     ) -> CleanPass:
-        retained = (attack.retain(frames, len(self.epsilons)) for attack in self.attacks.values())
+        """With the gradient of a loss, or without; one that is made `again`, for another loss, counts by itself."""
         if target not in self.checked:
             with meter.clock(f"check/{target}"), under_attack(judge):
                 BatchedVictim(judge, 1).check(frames[:1])
             meter.pair_forwards[f"check/{target}"] = 2 * (frames.shape[1] - 1)
             self.checked.add(target)
-        with meter.clock(f"clean/{target}"):
+        climbing = [attack for attack in self.attacks.values() if attack.loss == loss]
+        retained = (attack.retain(frames, len(self.epsilons)) for attack in climbing)
+        part = f"clean for {loss}/{target}" if again else f"clean/{target}"
+        if again:
+            pairs = len(frames) * (frames.shape[1] - 1)
+            meter.pair_forwards[part] = meter.pair_backwards[part] = pairs
+        with meter.clock(part):
             return clean_pass(
                 judge,
                 frames,
                 labels,
-                gradient=gradient,
+                gradient=loss is not None,
                 batch_size=self.batch_size,
                 pairs_at_once=self.pairs_at_once,
-                retained=next(filter(None, retained), None) if gradient else None,
+                retained=next(filter(None, retained), None) if loss is not None else None,
+                loss=loss or "log-odds",
                 check=False,
             )
 
@@ -371,6 +394,11 @@ class Sweep:
                 logits[rows] = batched.logits(rounded, flow, rows)
             meter.pair_forwards[f"8-bit/{target}"] += int(pairs.sum())
         return logits.argmax(1).unflatten(0, (-1, len(labels))) == labels
+
+
+def _any(clean: Mapping[Loss | None, CleanPass]) -> CleanPass:
+    """All of them have the same logits and flow."""
+    return next(iter(clean.values()))
 
 
 def _unperturbed(frames: Tensor, labels: Tensor, clean: CleanPass) -> AttackResult:

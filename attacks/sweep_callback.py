@@ -19,6 +19,7 @@ from attacks.attack import Attack
 from attacks.examples import example_clips, save_example
 from attacks.faults import describe_faults
 from attacks.iterative_saliency import IterativeSaliency
+from attacks.loss import Loss
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
 from attacks.processes import Processes
@@ -68,6 +69,7 @@ class SweepCallback(pl.Callback):
             in the white box's thread and in that of each black box, so that a gradient need not estimate them again;
             None retains as many as may have their graphs in memory, 0 none. Of FlowNet2 at 256×320 a pair takes
             0.16 GB. Results are the same.
+        loss: what the default attacks climb (`attacks.loss`): log-odds, cross-entropy or margin.
         examples: how many clips keep their frames, for Fig. 3 and Fig. 7.
         realise: of how many clips the white box judges the attacked frames as 8-bit frames and video files, too
             (realisability.json); when None, of the examples. It needs 8-bit frames.
@@ -85,11 +87,12 @@ class SweepCallback(pl.Callback):
         batch_size: int = 8,
         pairs_at_once: int | None = None,
         retained_pairs: int | None = None,
+        loss: Loss = "log-odds",
         examples: int = 4,
         realise: int | None = None,
         output: Path | None = None,
     ) -> None:
-        attacks = default_attacks(batch_size, pairs_at_once, retained_pairs) if attacks is None else attacks
+        attacks = default_attacks(batch_size, pairs_at_once, retained_pairs, loss) if attacks is None else attacks
         self.targets = targets or {}
         self.sweep = Sweep(
             system=system,
@@ -260,11 +263,14 @@ def _leaves_accuracy(pl_module: pl.LightningModule) -> bool:
 
 
 def default_attacks(
-    batch_size: int = 8, pairs_at_once: int | None = None, retained_pairs: int | None = None
+    batch_size: int = 8,
+    pairs_at_once: int | None = None,
+    retained_pairs: int | None = None,
+    loss: Loss = "log-odds",
 ) -> dict[str, Attack]:
     """The paper's three attacks and the controls: random signs, and the clean gradient's signs on the frames in other
     orders than that of saliency."""
-    common: dict[str, Any] = {"batch_size": batch_size, "pairs_at_once": pairs_at_once}
+    common: dict[str, Any] = {"batch_size": batch_size, "pairs_at_once": pairs_at_once, "loss": loss}
     return {
         "one_shot": OneShot(**common),
         "iterative_saliency": IterativeSaliency(**common),

@@ -17,6 +17,7 @@ from torch import Tensor
 from attacks.attack import Attack
 from attacks.attack_result import AttackResult
 from attacks.examples import Example, example_clips, load_examples, save_example
+from attacks.iterative_saliency import IterativeSaliency
 from attacks.noise import Noise
 from attacks.one_shot import OneShot
 from attacks.perceptibility import Quality
@@ -236,7 +237,9 @@ def test_what_fails_beside_the_white_box_is_raised_and_leaves_the_systems_as_the
 
 
 class Breaking(toy.ToySystem):
-    """Raises at its second pass, once the other system is in the middle of one."""
+    """Raises at its fourth pass, the first of an attack, once the other system is in the middle of one."""
+
+    pairwise = True
 
     def __init__(self, error: BaseException, at_work: threading.Event, failed: threading.Event, **options: Any) -> None:
         super().__init__(**options)
@@ -244,7 +247,7 @@ class Breaking(toy.ToySystem):
 
     def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
         self.passes += 1
-        if self.passes == 2:
+        if self.passes == 4:
             assert self.at_work.wait(60)
             self.failed.set()
             raise self.error
@@ -252,7 +255,9 @@ class Breaking(toy.ToySystem):
 
 
 class Witness(toy.ToySystem):
-    """Counts the passes that it begins after the other system failed; its second pass lasts until then."""
+    """Counts the passes that it begins after the other system failed; its fourth pass lasts until then."""
+
+    pairwise = True
 
     def __init__(self, at_work: threading.Event, failed: threading.Event, **options: Any) -> None:
         super().__init__(**options)
@@ -261,7 +266,7 @@ class Witness(toy.ToySystem):
     def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
         self.passes += 1
         self.late += self.failed.is_set()
-        if self.passes == 2:
+        if self.passes == 4:
             self.at_work.set()
             assert self.failed.wait(60)
             time.sleep(0.5)  # the error is on its way
@@ -284,11 +289,14 @@ def test_when_one_system_fails_the_others_stop_at_their_next_pass(
     with pytest.raises(type(error)) as raised:
         make_sweep(targets={"tvl1": black_box.eval()}).video(white_box.eval(), video, 0, clip="c", group="g")
     assert raised.value is error
-    assert witness.passes == 2 and witness.late == 0
+    assert witness.passes == 4 and witness.late == 0
+    error.__traceback__ = None  # it lives as long as the tests, and holds the frames of this one
 
 
 class Weighing(toy.ToySystem):
     """Notes how many bytes of large tensors are alive in every tenth of its passes."""
+
+    pairwise = True
 
     def __init__(self, large: int) -> None:
         super().__init__()
@@ -350,6 +358,8 @@ BLANK = {"confidence": 0.0, "clean_confidence": 0.0, "margin": 0.0, "steps": Non
 
 class Marked(toy.ToySystem):
     """Its flow, or its gradient, is NaN where a frame's first pixel bears the mark, moved by an attack or not."""
+
+    pairwise = True
 
     def __init__(self, *, nan: str, moved: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -635,3 +645,30 @@ def test_a_judge_that_rounds_its_frames_is_not_asked_twice(video: Tensor, white_
         calls.append(judge.calls)
     assert rows[0] == rows[1]
     assert calls[1] < calls[0]
+
+
+def test_attacks_of_one_sweep_may_climb_different_losses(swept: VideoSweep, video: Tensor) -> None:
+    """Each has the clean gradient of its own loss, and its rows are those that it has alone."""
+    white_box = Counting().eval()
+    attacks = {
+        "rg": IterativeSaliency(refresh=True),
+        "rg_margin": IterativeSaliency(refresh=True, loss="margin"),
+        "noise": Noise(),
+        "one_shot_margin": OneShot(loss="margin"),
+    }
+    both = make_sweep(attacks=attacks, transfer=("rg_margin",)).video(
+        white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00"
+    )
+    assert white_box.differentiated == sum(cost.pair_backwards for cost in both.costs.values())
+    costs = both.costs["clean/flownet2"], both.costs["clean for margin/flownet2"]
+    pairs = len(video) * (toy.FRAMES - 1)
+    assert [(cost.pair_forwards, cost.pair_backwards) for cost in costs] == [(pairs, pairs)] * 2
+    for name in ("rg_margin", "one_shot_margin"):
+        alone = make_sweep(attacks={name: attacks[name]}, transfer=[name] if name == "rg_margin" else []).video(
+            white_box, video, 0, clip="Right/v_Right_g00_c01", group="Right_g00"
+        )
+        assert of(both.records, attack=name) == of(alone.records, attack=name)
+    again = [row._replace(attack="rg") for row in of(swept.records, attack="iterative_saliency_rg", target="flownet2")]
+    blank = {"pair_forwards": 0, "pair_backwards": 0}  # the other sweep shares the first step
+    rows = of(both.records, attack="rg", target="flownet2")
+    assert [row._replace(**blank) for row in rows] == [row._replace(**blank) for row in again]
