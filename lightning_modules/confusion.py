@@ -1,5 +1,6 @@
 """Which class a flow classifier takes for which: picture and chart of a validation."""
 
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from attacks.report.lettering import drawn_class, families
+from attacks.report.lettering import drawn_class, families, missing, no_font
 from lightning_modules.flow_classification import FlowClassification
 from lightning_modules.run_folder import RunFolder
 
@@ -43,6 +44,8 @@ def draw(counts: Tensor, classes: list[str], path: Path) -> None:
     numbers = counts.cpu().numpy()
     share = numbers / np.maximum(numbers.sum(1, keepdims=True), 1)
     side = 2 + 0.35 * len(classes) if len(classes) <= COUNTED else 2 + 0.16 * len(classes)
+    if signs := missing(classes):
+        warnings.warn(f"{no_font(signs)}.", stacklevel=2)  # Python says the same only once
     names = [drawn_class(classes, index, LONGEST) for index in range(len(classes))]
     # Class names are the data set's: a $ in one is no formula.
     with matplotlib.rc_context({"font.family": families(classes), "text.parse_math": False, "text.usetex": False}):

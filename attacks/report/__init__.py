@@ -8,7 +8,8 @@ from typing import NamedTuple
 from attacks.report.cells import encodable
 from attacks.report.evidence_tables import all_tables
 from attacks.report.figures import write_figures
-from attacks.report.gallery import Gallery, gallery
+from attacks.report.gallery import Gallery
+from attacks.report.gallery import gallery as moving_pictures
 from attacks.report.page import write_page
 from attacks.report.reservations import reservations
 from attacks.report.results import Results, load_results
@@ -57,7 +58,7 @@ def write_report(folder: Path) -> Report:
     write_tables(folder, tables)
     figures, failures = write_figures(folder, results)
     try:
-        shown = gallery(results)
+        shown = moving_pictures(results)
     except Exception as error:  # as with a figure: a picture must not cost the report
         shown = Gallery([], moves=False)
         failures.append(f"The gallery could not be drawn: {type(error).__name__}: {error}")

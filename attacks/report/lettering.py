@@ -21,6 +21,8 @@ NO_LETTERS = ("Last Resort", "LastResort", "Color Emoji", "Adobe Blank")
 """families that claim signs and draw boxes, colours that are lost here, or nothing"""
 LONGEST = 48
 """letters of a name; of a longer one the middle is left out"""
+SIGNS = 12
+"""up to so many missing ones are listed"""
 WEIGHTS = ("normal", "bold")
 
 
@@ -45,6 +47,15 @@ def drawn_class(classes: Sequence[str], index: int, longest: int = LONGEST) -> s
 def missing(names: Iterable[str]) -> list[str]:
     """The signs of these names that no font has."""
     return sorted({sign for name in names for sign in literal(name) if font_of(sign) is None})
+
+
+def no_font(signs: Sequence[str]) -> str:
+    """What is drawn instead of signs that no font has, and what to do. The caller ends the sentence."""
+    some = "".join(signs[:SIGNS]) + ("…" if len(signs) > SIGNS else "")
+    return (
+        f"No installed font has {some}: figures show the numbers of such classes and the codes of other signs. Install "
+        "a font that has them (on Debian fonts-noto-cjk, fonts-noto-core or fonts-symbola)"
+    )
 
 
 def families(names: Iterable[str]) -> list[str]:

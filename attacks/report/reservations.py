@@ -1,11 +1,11 @@
 """What a reader must know before the numbers: said once at the top of the page, on the console and in results.json."""
 
 from attacks.report.faults import worst_faults
-from attacks.report.lettering import missing
+from attacks.report.lettering import missing, no_font
 from attacks.report.results import Results
 
-SIGNS, NAMED = 12, 3
-"""up to so many missing signs, and classes with one, are listed"""
+NAMED = 3
+"""up to so many classes with a missing sign are listed"""
 
 
 def reservations(results: Results) -> list[str]:
@@ -25,9 +25,5 @@ def _missing_signs(results: Results) -> list[str]:
     numbered = [
         f"class {index} is {name}" for index, name in enumerate(results.classes) if not set(signs).isdisjoint(name)
     ]
-    listed = f" ({'; '.join(numbered[:NAMED])}{'; …' if len(numbered) > NAMED else ''})" if numbered else ""
-    return [
-        f"No installed font has {''.join(signs[:SIGNS])}{'…' if len(signs) > SIGNS else ''}: figures show the numbers "
-        f"of classes{listed} and the codes of other signs in their place. Install a font that has them (on Debian "
-        "fonts-noto-cjk, fonts-noto-core or fonts-symbola) and run `python -m attacks report FOLDER` again."
-    ]
+    listed = f" Here {'; '.join(numbered[:NAMED])}{'; …' if len(numbered) > NAMED else ''}." if numbered else ""
+    return [f"{no_font(signs)} and run `python -m attacks report FOLDER` again.{listed}"]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -27,6 +28,8 @@ from attacks.report.page import write_page
 from attacks.report.results import Results, load_results
 from attacks.report.style import settings_for
 from attacks.report.table import Table, slug
+from attacks.wandb_log import curve_name
+from lightning_modules.confusion import draw
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 made_up = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "report.py"), run_name="report_benchmark"))
@@ -197,7 +200,7 @@ def test_a_figure_that_fails_costs_no_other(
     for name in ("settings.json", "records.jsonl"):
         (tmp_path / name).write_bytes((plain / name).read_bytes())
     monkeypatch.setitem(figures.DRAWN, "survival", broken)
-    monkeypatch.setattr("attacks.report.gallery", broken)
+    monkeypatch.setattr("attacks.report.moving_pictures", broken)
     with pytest.warns(UserWarning, match="survival could not be drawn"):
         made = write_report(tmp_path)
     assert "survival" not in made.figures and {"budgets", "controls"} <= made.figures.keys()
@@ -236,12 +239,12 @@ def test_what_is_missing_is_said_once(plain: Path, fonts: list[str], tmp_path: P
     settings["classes"][1] = CLAP
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     (tmp_path / "records.jsonl").write_bytes((plain / "records.jsonl").read_bytes())
-    said = "No installed font has 手拍: figures show the numbers of classes (class 1 is 拍手)"
+    said = "No installed font has 手拍: figures show the numbers of such classes"
     with pytest.warns(UserWarning, match="No installed font has") as caught:
         made = write_report(tmp_path)
     assert sum(said in str(warning.message) for warning in caught) == 1
     assert not any("missing from" in str(warning.message) for warning in caught)
-    assert made.page.read_text().count(said) == 1 and "fonts-noto-cjk" in made.page.read_text()
+    assert made.page.read_text().count(said) == 1 and "Here class 1 is 拍手." in made.page.read_text()
     assert CLAP in (tmp_path / "tables" / "per-class.csv").read_text()
     assert "class 1" in texts(evidence_figures.class_bars(made.results))
 
@@ -299,3 +302,14 @@ def test_the_page_escapes_names(report: Report, tmp_path: Path) -> None:
     page = write_page(tmp_path, load_results(report.folder), report.tables, {}).read_text()
     assert "<b>" not in page.split("<main>")[1].split('class="numbers"')[0].replace("<b>95", "")
     assert "&lt;b&gt;*bold*" in page
+
+
+def test_the_confusion_of_a_training_takes_every_name(fonts: list[str], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="No installed font has") as caught:
+        draw(torch.ones(len(CLASSES), len(CLASSES), dtype=torch.long), CLASSES, tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 10_000
+    assert not any("missing from" in str(warning.message) for warning in caught)
+
+
+def test_a_star_in_a_name_is_no_pattern_of_wandb() -> None:
+    assert "*" not in curve_name("accuracy", "stack", "rg*\n", "tvl1") and "\n" not in curve_name("a", "b", "c\n", "d")
