@@ -142,10 +142,9 @@ def merge_rows(folder: Path, clips: Iterable[str]) -> Path:
     rows = []
     for clip in sorted(clips):
         if not has_rows(folder, clip):
-            raise FileNotFoundError(
-                f"{rows_path(folder, clip)}: no such file, or of another clip than {clip}; the sweep, started again, "
-                "makes it"
-            )
+            path = rows_path(folder, clip)
+            what = f"damaged, or of another clip than {clip}" if path.is_file() else "no such file"
+            raise FileNotFoundError(f"{path}: {what}; the sweep, started again, makes it")
         rows += json.loads(rows_path(folder, clip).read_text())
     path = folder / "realisability.json"
     write_whole(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

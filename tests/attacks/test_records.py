@@ -195,7 +195,7 @@ def test_clips_whose_names_differ_in_hyphens_and_slashes_have_files_of_their_own
 
 def test_rows_of_another_clip_under_an_earlier_name_do_not_count(tmp_path: Path) -> None:
     save_rows(tmp_path, "a/b", [{"clip": "a--b", "attack": "x", "target": "t", "epsilon": 0.1, "stack": 0}])
-    with pytest.raises(FileNotFoundError, match=r"a--b\.json: no such file, or of another clip than a/b"):
+    with pytest.raises(FileNotFoundError, match=r"a--b\.json: damaged, or of another clip than a/b"):
         merge_rows(tmp_path, ["a/b"])
 
 
