@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from rich import get_console
 
-from attacks.report import write_report
+from attacks.report import report_on_console
 from attacks.report.compare import compare as write_comparison
 from attacks.report.results import sweep_folder
 from attacks.report.table import print_tables
@@ -18,9 +18,7 @@ def report(folder: Path) -> None:
     Args:
         folder: what a sweep wrote its records to, or the run folder that holds it.
     """
-    made = write_report(sweep_folder(folder))
-    print_tables(get_console(), made.tables)
-    get_console().print(f"Report: {made.page}", soft_wrap=True, markup=False)
+    made = report_on_console(sweep_folder(folder))
     if made.failures:
         sys.exit("\n".join(f"Error: {failure}" for failure in made.failures))
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from attacks.processor import processor_name
 from attacks.whole_file import write_whole
 
 PACKAGES = (
@@ -42,6 +43,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
+        "processor": processor_name(),
         **more,
     }
 

@@ -12,12 +12,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import WandbLogger
-from rich import get_console
 from torch import nn
 
 from attacks.attack import Attack
 from attacks.examples import example_clips, save_example
-from attacks.faults import describe_faults
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.loss import Loss
 from attacks.noise import Noise
@@ -26,9 +24,8 @@ from attacks.processes import Processes
 from attacks.progress import Progress
 from attacks.provenance import add_provenance, provenance
 from attacks.realisability import has_rows, merge_rows, save_rows
-from attacks.records import Cost, RecordStore, finished_clips, read_records
-from attacks.report import write_report
-from attacks.report.table import print_tables
+from attacks.records import Cost, RecordStore, finished_clips
+from attacks.report import report_on_console
 from attacks.settings import attack_settings, check_settings, engine_settings, victim_settings, write_settings
 from attacks.sweep import Sweep
 from attacks.whole_file import write_whole
@@ -223,19 +220,20 @@ class SweepCallback(pl.Callback):
         self.processes.leave()
 
     def _report(self, trainer: pl.Trainer) -> None:
-        merged = self.store.merge()
+        self.store.merge()
         merge_rows(self.folder, {self.clips[index].name for index in self.realised})
         write_whole(self.folder / "costs.json", json.dumps(_costs(self.store.costs()), indent=1) + "\n")
-        report = write_report(self.folder)
-        print_tables(get_console(), report.tables)
-        if faults := describe_faults(read_records(merged)):
-            get_console().print(f"Warning: {faults}", style="yellow", soft_wrap=True, markup=False, highlight=False)
-        get_console().print(f"Report: {report.page}", soft_wrap=True)
+        report = report_on_console(self.folder)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 from attacks.wandb_log import log_report  # needs wandb and av
 
                 log_report(logger.experiment, report, self.settings)
+        if report.failures:
+            raise RuntimeError(
+                f"the records are whole, but the report is not: {'; '.join(report.failures)}. "
+                f"`python -m attacks report {self.folder}` makes it again"
+            )
 
     def _settings(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
-from lightning_modules.processor import processor_name
+from attacks.processor import processor_name
 from lightning_modules.run_folder import RunFolder, whole_file
 
 

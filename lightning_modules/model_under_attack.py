@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torchmetrics import MeanMetric
 
+from attacks.processor import has_bf16_units, processor_name
 from attacks.settings import weights_sha256
 from datamodules.batches import VideoBatch
 from datamodules.flow_codec import FLOW_BOUND, quantise
@@ -23,7 +24,6 @@ from datamodules.flow_store import differences
 from datamodules.transforms import centre_crop
 from lightning_modules.checkpoints import load_weights, read_entry
 from lightning_modules.classifiers.factory import ClassifierFactory
-from lightning_modules.processor import has_bf16_units, processor_name
 from lightning_modules.video_accuracy import VideoAccuracy, counted_once
 
 Precision = Literal["float32", "bfloat16"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator, XLAAccelerator
 
-from lightning_modules.processor import has_bf16_units, processor_name
+from attacks.processor import has_bf16_units, processor_name
 from lightning_modules.run_folder import RunFolder
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_modules.processor import processor_name
+from attacks.processor import processor_name
 
 aten = torch.ops.aten
 BENCHMARKS = Path(__file__).parent / "benchmarks"

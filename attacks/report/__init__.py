@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from rich import get_console
+
 from attacks.report.cells import encodable
 from attacks.report.evidence_tables import all_tables
 from attacks.report.figures import write_figures
@@ -13,9 +15,13 @@ from attacks.report.gallery import gallery as moving_pictures
 from attacks.report.page import write_page
 from attacks.report.reservations import reservations
 from attacks.report.results import Results, load_results
-from attacks.report.table import Table
+from attacks.report.table import Table, print_tables
 from attacks.report.tables import results_json, write_tables
 from attacks.whole_file import write_whole
+
+
+class Reservation(UserWarning):
+    """What a reader of a report must know before its numbers."""
 
 
 class Report(NamedTuple):
@@ -47,7 +53,7 @@ def write_report(folder: Path) -> Report:
     that the report is finished.
 
     Warns:
-        UserWarning: what a reader must know before the numbers, each once.
+        Reservation: what a reader must know before the numbers, each once.
 
     Raises:
         FileNotFoundError: the folder holds no finished sweep.
@@ -67,5 +73,18 @@ def write_report(folder: Path) -> Report:
     content = json.dumps(results_json(results, tables, said), indent=1, ensure_ascii=False)
     write_whole(folder / "results.json", encodable(content) + "\n")
     for sentence in said:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, Reservation, stacklevel=2)
     return Report(folder, results, tables, figures, page, said, failures)
+
+
+def report_on_console(folder: Path) -> Report:
+    """`write_report`, with its first tables, what a reader must know and the page's path on the console."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Reservation)  # they are printed below
+        report = write_report(folder)
+    console = get_console()
+    print_tables(console, report.tables)
+    for sentence in report.reservations:
+        console.print(f"Warning: {sentence}", style="yellow", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Report: {report.page}", soft_wrap=True, markup=False)
+    return report

@@ -11,6 +11,11 @@ from attacks.records import CLEAN, NO_GRADIENT, NOT_FINITE
 from attacks.report.results import Results
 from attacks.report.table import Table, Value, spoken
 
+REMEDIES = {
+    NO_GRADIENT: "Look for round(), a softmax at the end or saturated logits in the system, or attack in float32.",
+    NOT_FINITE: "Look for a square root or a division at zero in the system, or attack in float32.",
+}
+
 
 def fault_table(results: Results) -> Table:
     """Every cell with a fault, stack level."""
@@ -71,7 +76,7 @@ def worst_faults(results: Results) -> list[str]:
         if with_it:
             worst = max(with_it, key=lambda cell: cells[cell].faults[fault] / cells[cell].examples)
             at = f" At ε = {worst.epsilon:g}; table faults lists all." if worst.attack != CLEAN else " Table faults."
-            said.append(_sentence(fault, worst, cells[worst]) + at)
+            said.append(f"{_sentence(fault, worst, cells[worst])}{at} {REMEDIES[fault]}")
     return said
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from side_by_side import median_ratio, side_by_side
 from torch import Tensor
 
+from attacks.processor import processor_name
 from lightning_modules.flow.correlation import DISPLACEMENTS, RADIUS, correlation
-from lightning_modules.processor import processor_name
 
 Correlation = Callable[[Tensor, Tensor], Tensor]
 

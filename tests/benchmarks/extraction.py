@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from attacks.processor import processor_name
 from datamodules.flow_precompute import precompute
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.ucf101 import UCF101
@@ -24,7 +25,6 @@ from datamodules.video_decode import nearest_in_time
 from lightning_modules.flow.farneback import Farneback
 from lightning_modules.flow.opencv_flow import OpenCVFlow
 from lightning_modules.flow.tvl1 import TVL1
-from lightning_modules.processor import processor_name
 
 CLIPS, PAIRS = 13_320, 1_150_000
 """UCF-101 at 12 frames per second."""

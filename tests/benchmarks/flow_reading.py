@@ -15,10 +15,10 @@ import torch
 from side_by_side import median_ratio, side_by_side
 from torch.utils.data import DataLoader, Dataset
 
+from attacks.processor import processor_name
 from datamodules.flow_stacks import RandomStacks
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.video_dataset import Clip
-from lightning_modules.processor import processor_name
 
 FIELDS = 10
 

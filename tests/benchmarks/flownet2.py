@@ -16,9 +16,9 @@ from arithmetic import MODES, arithmetic, matrix_rate, operations
 from side_by_side import median_ratio, side_by_side
 from torch import Tensor, nn
 
+from attacks.processor import processor_name
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.flownet_networks import VARIANTS
-from lightning_modules.processor import processor_name
 
 
 class Pass:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from attacks.processor import processor_name
 from attacks.records import CLEAN
 from attacks.report import write_report
 from attacks.settings import write_settings
-from lightning_modules.processor import processor_name
 
 SYSTEMS = ("flownet2", "tvl1", "farneback")
 EPSILONS = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035)

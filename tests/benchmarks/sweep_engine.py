@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from attacks.clean_pass import clean_pass
+from attacks.processor import processor_name
 from attacks.retained_pairs import Replay
 from attacks.sweep_callback import EPSILONS
 from lightning_modules.model_under_attack import ModelUnderAttack
-from lightning_modules.processor import processor_name
 
 PRECISIONS = ("float32", "TF32", "bfloat16", "bfloat16+TF32")
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from lightning_modules import processor
-from lightning_modules.processor import has_bf16_units, processor_name
+from attacks import processor
+from attacks.processor import has_bf16_units, processor_name
 
 ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
@@ -54,7 +54,7 @@ def test_units_that_onednn_may_not_use_do_not_count(
 
 
 def test_onednns_variable_in_a_process_of_its_own() -> None:
-    command = "from lightning_modules.processor import has_bf16_units; print(has_bf16_units('cpu'))"
+    command = "from attacks.processor import has_bf16_units; print(has_bf16_units('cpu'))"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}
     result = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True
