@@ -21,7 +21,7 @@ from attacks.records import CLEAN
 from attacks.settings import victim_settings
 from attacks.victim import BatchedVictim, Victim, under_attack
 from attacks.video_files import read_video, write_h264, write_lossless
-from attacks.whole_file import write_whole
+from attacks.whole_file import file_stem, write_whole
 
 LOOKING_CRF = 12
 LOOKING_RATE = 6
@@ -71,7 +71,7 @@ def export_clips(
         raise ValueError(f"{folder}: nothing to export; the sweep kept no example (its option `examples`)")
     rows: list[dict[str, Any]] = []
     for example in examples:
-        place = example.clip.replace("/", "--")
+        place = file_stem(example.clip)
         clean = to_frames(example.frames, torch.zeros(()))
         versions = {CLEAN: example.frames, **example.adversarial}
         for attack, images in versions.items():

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attacks.attack_result import AttackResult
 from attacks.eight_bit import to_bytes, to_frames
-from attacks.victim import Victim, under_attack
+from attacks.victim import PairwiseVictim, Victim, is_pairwise, under_attack
 from attacks.whole_file import appearing, file_stem
 
 EPSILON = 0.025
@@ -95,13 +95,13 @@ def _shown_epsilon(epsilons: Sequence[float]) -> int:
 
 
 def with_flow(example: Example, victim: Victim, like: Tensor) -> Example:
-    """The example with the victim's flow of its frames, rounded as they are; unchanged where the victim gives none.
+    """The example with the victim's flow of its frames, rounded as they are; unchanged for one that is not pairwise.
 
     `like` has the type and lies on the device of the victim's frames.
     """
-    estimate = getattr(victim, "estimate_flow", None)
-    if estimate is None:
+    if not is_pairwise(victim):
         return example
+    estimate = cast(PairwiseVictim, victim).estimate_flow
 
     def flow(frames: np.ndarray) -> np.ndarray:
         images = to_frames(frames, like)

@@ -20,6 +20,7 @@ from attacks.report import Report
 from attacks.report.cells import literal
 from attacks.report.results import Results
 from attacks.video_files import write_h264
+from attacks.whole_file import file_stem
 
 EPSILON = "attack/epsilon"
 LEVELS = ("stack", "video")
@@ -85,7 +86,7 @@ def log_report(run: Any, report: Report, settings: Mapping[str, Any]) -> None:
 
 def clip_name(example: Example) -> str:
     """Where the video of an example is logged."""
-    return f"attack_clips/{literal(example.clip).replace('/', '--')}"
+    return f"attack_clips/{file_stem(literal(example.clip))}"
 
 
 def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
@@ -101,7 +102,7 @@ def write_clip(folder: Path, example: Example, *, size: int = 224) -> Path:
     below = np.concatenate([np.full_like(example.frames, 128), *differences], axis=2)
     panels = np.concatenate([above, below], axis=1)
     scale = max(1, size // example.frames.shape[1])
-    path = folder / f"{example.clip.replace('/', '--')}.mp4"
+    path = folder / f"{file_stem(example.clip)}.mp4"
     write_h264(path, panels.repeat(scale, 1).repeat(scale, 2), crf=LOOKING_CRF, frame_rate=LOOKING_RATE)
     return path
 
