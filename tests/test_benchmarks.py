@@ -30,6 +30,7 @@ def run(script: str, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_correlation():
     printed = run("correlation.py", "--device=cpu", "--channels=8", "--height=6", "--width=7")
     assert processor_name() in printed
@@ -37,6 +38,7 @@ def test_correlation():
         assert re.search(rf"{name}.* ms .*× .* ms .*× .* MB", printed), printed
 
 
+@pytest.mark.slow
 def test_flownet2():
     printed = run("flownet2.py", "--device=cpu", "--variant=FlowNet2CS", "--width=0.0625", "--size", "64", "64")
     assert f"{processor_name()}, " in printed
@@ -46,6 +48,7 @@ def test_flownet2():
     assert agreement["float32"] > 99.9
 
 
+@pytest.mark.slow
 def test_flow_reading():
     printed = run("flow_reading.py", "--clips=2", "--fields=20", "--size", "240", "240", "--stacks=4")
     assert processor_name() in printed
@@ -53,7 +56,7 @@ def test_flow_reading():
         assert re.search(rf"{kind}: .*\n.*read_planes.*% of bare imdecode\n.*%.*\n.*workers.*× one", printed), printed
 
 
-@pytest.mark.parametrize("algorithm", ["tvl1", "farneback"])
+@pytest.mark.parametrize("algorithm", [pytest.param("tvl1", marks=pytest.mark.slow), "farneback"])
 def test_extraction(ucf101_root, algorithm):
     """The loop and the extraction make the same flow: their stores are of one size a pair, their counts agree."""
     printed = run(
@@ -116,6 +119,7 @@ def test_what_a_gpu_is_to_show_runs_on_a_cpu():
     assert result.stdout.decode().count("sweep_engine.py ") == 5
 
 
+@pytest.mark.slow
 def test_sweep_engine_limit():
     printed = run(
         "sweep_engine.py", "--limit", "--device=cpu", "--stacks=1", "--size", "64", "64", "--crop=56", "--width=0.125"
@@ -126,6 +130,27 @@ def test_sweep_engine_limit():
     )
 
 
+@pytest.mark.slow
+def test_loss():
+    """The accuracy under attack: with log-odds and margin that of float64 at every scale of the logits."""
+    result = subprocess.run(
+        [sys.executable, BENCHMARKS / "loss.py"],
+        cwd=BENCHMARKS.parents[1],
+        env={**os.environ, "FLOWFOOL_STACKS": "12"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert processor_name() in result.stdout
+    rows = re.findall(r"^toy \d +(?:one-shot|RG) +(.*)$", result.stdout, re.M)
+    assert len(rows) == 3 * 2 * 4
+    for row in rows:
+        _, _, entropy, odds, _, exact, *_ = map(float, row.split())
+        assert odds == exact and entropy >= odds
+
+
+@pytest.mark.slow
 def test_sweep_engine_precisions():
     """In float64 nothing changes; every verdict counts for 1000 / 6 per thousand."""
     printed = run(

@@ -112,7 +112,11 @@ def test_a_process_with_little_to_do_waits_for_the_others(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("where", "error"), [("attack", "no space left for records"), ("report", "no space left for the report")]
+    ("where", "error"),
+    [
+        pytest.param("attack", "no space left for records", marks=pytest.mark.slow),
+        ("report", "no space left for the report"),
+    ],
 )
 def test_an_error_in_one_process_ends_all(where: str, error: str, tmp_path: Path) -> None:
     folder = tmp_path / "failing"

@@ -5,7 +5,7 @@ clean margins and the verdicts that change between the losses:
 
     python tests/benchmarks/loss.py --config configs/quickstart/attack-sweep.yaml
 
-Signs are held against the same system in float64. FLOWFOOL_STACKS=N takes the first N stacks of the test clips.
+Signs are held against the same system in float64. FLOWFOOL_STACKS=N takes N stacks, of the first test clips.
 """
 
 import copy
@@ -27,9 +27,11 @@ from attacks.clean_pass import clean_pass
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.loss import LOSSES
 from attacks.one_shot import OneShot
+from attacks.processor import processor_name
 
 SCALES = (1, 4, 16, 64)
 """Powers of two: a product with one is exact."""
+STACKS = int(os.environ.get("FLOWFOOL_STACKS", "0"))
 SOUGHT = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08)
 """ε, of which that is taken which leaves an accuracy nearest to one half"""
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -59,11 +61,11 @@ class Scaled(nn.Module):
 
 
 def toys() -> Iterator[tuple[str, nn.Module, Tensor, Tensor]]:
-    """Three random systems, and 40 stacks each that they are right on."""
+    """Three random systems, and stacks, 40 unless told otherwise, that they are right on."""
     made = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "attacks" / "conftest.py")))
     for seed in range(3):
         system = made.make_system(seed, dtype=torch.float32)
-        frames = made.random_frames(seed, 40).float()
+        frames = made.random_frames(seed, STACKS or 40).float()
         with torch.no_grad():
             yield f"toy {seed}", system, frames, system(frames).argmax(1)
 
@@ -77,7 +79,7 @@ def trained(arguments: list[str]) -> tuple[str, nn.Module, Tensor, Tensor, list[
     for video in made.data.test_dataloader():
         stacks.append(video.frames)
         labels.append(video.label.expand(len(video.frames)))
-        if sum(map(len, stacks)) >= int(os.environ.get("FLOWFOOL_STACKS", "1000000")):
+        if STACKS and sum(map(len, stacks)) >= STACKS:
             break
     sweep = made.callback.sweep
     return sweep.system, made.systems[sweep.system].cpu(), torch.cat(stacks), torch.cat(labels), list(sweep.epsilons)
@@ -156,6 +158,7 @@ def verdicts(system: nn.Module, frames: Tensor, labels: Tensor, epsilons: list[f
 
 def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message="the gradient of .* is zero everywhere")  # the table shows it
+    print(processor_name())
     print(
         "                             accuracy, %                    verdicts other than at ×1   wrong signs, %\n"
         "system     attack         ε   ×   entropy  odds  margin float64   ent odds  mar  f64     entropy      odds"

@@ -242,6 +242,7 @@ def test_no_preset_fixes_a_low_precision() -> None:
             assert f"precision: {name}" not in path.read_text(), path
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_refused(config: Path, tmp_path: Path) -> None:
     """Two machines of one run, each with its own choice."""
     with socket.socket() as free:
