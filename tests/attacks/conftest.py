@@ -120,6 +120,26 @@ class Plain(nn.Module):
         return self.system(frames)
 
 
+class Scaled(nn.Module):
+    """The same decisions, by logits `factor` times as large."""
+
+    pairwise = True
+    differentiable = True
+
+    def __init__(self, system: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.system, self.factor = system, factor
+
+    def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.system.estimate_flow(first, second)
+
+    def classify(self, flow: Tensor) -> Tensor:
+        return self.factor * self.system.classify(flow)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.factor * self.system(frames)
+
+
 def random_frames(seed: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     frames = torch.rand(count, LENGTH, 3, 12, 14, generator=generator, dtype=torch.float64)
@@ -214,6 +234,11 @@ def make_system(seed: int, kind: str = "toy", dtype: torch.dtype = torch.float64
 @pytest.fixture
 def system() -> Callable[..., ToySystem]:
     return make_system
+
+
+@pytest.fixture
+def scaled() -> type[Scaled]:
+    return Scaled
 
 
 @pytest.fixture

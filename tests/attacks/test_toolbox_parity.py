@@ -59,23 +59,12 @@ def test_one_example_a_call_gives_equal_frames(seed, mode, system, stacks):
     assert lengths == {LENGTH} if mode == "one_shot" else len(lengths) > 3
 
 
-class Scaled(nn.Module):
-    """The same decisions, by logits `factor` times as large."""
-
-    def __init__(self, system: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.system, self.factor = system, factor
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.factor * self.system(frames)
-
-
 @every_mode
-def test_a_sure_system_only_seems_robust_to_the_cross_entropy(mode, system, stacks):
+def test_a_sure_system_only_seems_robust_to_the_cross_entropy(mode, system, scaled, stacks):
     """There, and here with its loss: a softmax of 1 leaves no gradient. The log-odds fool the same system."""
     victim = system(0, dtype=torch.float32)
     frames, labels = stacks(victim, 0, wrong=100)
-    sure, epsilon = Scaled(victim, 4096.0), EPSILONS[-1]
+    sure, epsilon = scaled(victim, 4096.0), EPSILONS[-1]
     clean = sure(frames)
     saturated = clean.softmax(1).gather(1, labels[:, None])[:, 0] == 1
     assert saturated.all()

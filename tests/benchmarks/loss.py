@@ -40,32 +40,14 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 }
 
 
-class Scaled(nn.Module):
-    """The same decisions, by logits `factor` times as large."""
-
-    pairwise = True
-    differentiable = True
-
-    def __init__(self, system: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.system, self.factor = system, factor
-
-    def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
-        return self.system.estimate_flow(first, second)
-
-    def classify(self, flow: Tensor) -> Tensor:
-        return self.factor * self.system.classify(flow)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.factor * self.system(frames)
+TOYS = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "attacks" / "conftest.py")))
 
 
 def toys() -> Iterator[tuple[str, nn.Module, Tensor, Tensor]]:
     """Three random systems, and stacks, 40 unless told otherwise, that they are right on."""
-    made = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "attacks" / "conftest.py")))
     for seed in range(3):
-        system = made.make_system(seed, dtype=torch.float32)
-        frames = made.random_frames(seed, STACKS or 40).float()
+        system = TOYS.make_system(seed, dtype=torch.float32)
+        frames = TOYS.random_frames(seed, STACKS or 40).float()
         with torch.no_grad():
             yield f"toy {seed}", system, frames, system(frames).argmax(1)
 
@@ -102,7 +84,7 @@ def scales(name: str, system: nn.Module, frames: Tensor, labels: Tensor) -> None
             cells, changed = [], []
             for loss in (*LOSSES, "float64"):
                 doubled = loss == "float64"
-                of = Scaled(exact if doubled else system, k)
+                of = TOYS.Scaled(exact if doubled else system, k)
                 made = ATTACKS[attack](loss="log-odds" if doubled else loss)
                 result = made(of, frames.double() if doubled else frames, labels, (epsilon,))
                 standing = (result.attacked & ~result.success)[0]
@@ -120,8 +102,8 @@ def scales(name: str, system: nn.Module, frames: Tensor, labels: Tensor) -> None
 
 def wrong_signs(system: nn.Module, exact: nn.Module, frames: Tensor, labels: Tensor, factor: float, loss: str) -> float:
     """Percent of the clean gradient's signs that are not those of the log-odds in float64."""
-    ours = clean_pass(Scaled(system, factor), frames, labels, loss=loss).gradient
-    theirs = clean_pass(Scaled(exact, factor), frames.double(), labels).gradient
+    ours = clean_pass(TOYS.Scaled(system, factor), frames, labels, loss=loss).gradient
+    theirs = clean_pass(TOYS.Scaled(exact, factor), frames.double(), labels).gradient
     assert ours is not None and theirs is not None
     return 100 * float((ours.sign() != theirs.sign()).float().mean())
 
