@@ -141,18 +141,19 @@ def verdicts(system: nn.Module, frames: Tensor, labels: Tensor, epsilons: list[f
 def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message="the gradient of .* is zero everywhere")  # the table shows it
     print(processor_name())
+    systems = toys()
+    if arguments:
+        name, system, frames, labels, epsilons = trained(arguments)
+        margins(system, frames, labels)
+        verdicts(system, frames, labels, epsilons)
+        systems = iter([(name, system, frames, labels)])
     print(
-        "                             accuracy, %                    verdicts other than at ×1   wrong signs, %\n"
-        "system     attack         ε   ×   entropy  odds  margin float64   ent odds  mar  f64     entropy      odds"
+        "\n                             accuracy, %                    verdicts other than at ×1   wrong signs, %\n"
+        "system     attack         ε   ×   entropy  odds  margin float64   ent odds  mar  f64     entropy      odds",
+        flush=True,
     )
-    if not arguments:
-        for toy in toys():
-            scales(*toy)
-        return
-    name, system, frames, labels, epsilons = trained(arguments)
-    scales(name, system, frames, labels)
-    margins(system, frames, labels)
-    verdicts(system, frames, labels, epsilons)
+    for of_system in systems:
+        scales(*of_system)
 
 
 if __name__ == "__main__":
