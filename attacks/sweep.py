@@ -372,7 +372,8 @@ class Sweep:
         """(E, B) bool: the judge is right once the adversarial frames are rounded to 8 bits.
 
         Frames from 8-bit video are their own rounding, so only the pairs with a perturbed frame are estimated again;
-        and none where the judge rounds its frames itself (`rounds_frames`).
+        and none where the judge rounds its frames itself (`rounds_frames`). One ε after another: the rounded frames and
+        their flow are a second copy of what is judged.
         """
         if getattr(judge, "rounds_frames", False):
             return result.predictions == labels
@@ -382,18 +383,19 @@ class Sweep:
         else:
             experiment, item, step = (result.frame_order >= 0).nonzero(as_tuple=True)
             changed[experiment, item, result.frame_order[experiment, item, step]] = True
-        changed = changed.flatten(0, 1)
-        rounded = result.adversarial.flatten(0, 1).mul(255).round_().div_(255)
-        logits = clean.logits.repeat(len(result.logits), 1)
-        rows = changed.any(1).nonzero().flatten()
-        if len(rows):
-            batched = BatchedVictim(judge, self.batch_size)
-            flow = None if clean.flow is None else clean.flow.repeat(len(result.logits), 1, 1, 1, 1)
-            with meter.clock(f"8-bit/{target}"), under_attack(judge):
-                pairs = batched.update_flow(rounded, flow, rows, (changed[:, :-1] | changed[:, 1:])[rows])
-                logits[rows] = batched.logits(rounded, flow, rows)
-            meter.pair_forwards[f"8-bit/{target}"] += int(pairs.sum())
-        return logits.argmax(1).unflatten(0, (-1, len(labels))) == labels
+        batched, right = BatchedVictim(judge, self.batch_size), []
+        for adversarial, of_frames in zip(result.adversarial, changed, strict=True):
+            logits, rows = clean.logits.clone(), of_frames.any(1).nonzero().flatten()
+            if len(rows):
+                rounded = adversarial[rows].mul_(255).round_().div_(255)
+                flow = None if clean.flow is None else clean.flow[rows]
+                every = torch.arange(len(rows), device=rows.device)
+                with meter.clock(f"8-bit/{target}"), under_attack(judge):
+                    pairs = batched.update_flow(rounded, flow, every, (of_frames[:, :-1] | of_frames[:, 1:])[rows])
+                    logits[rows] = batched.logits(rounded, flow, every)
+                meter.pair_forwards[f"8-bit/{target}"] += int(pairs.sum())
+            right.append(logits.argmax(1) == labels)
+        return torch.stack(right)
 
 
 def _any(clean: Mapping[Loss | None, CleanPass]) -> CleanPass:

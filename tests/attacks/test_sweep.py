@@ -317,14 +317,15 @@ class Weighing(toy.ToySystem):
 
 
 def test_a_kept_clip_holds_the_frames_of_one_attack_at_a_time(video: Tensor) -> None:
-    """At most its frames and flow, and both once more while they are judged in 8 bits; flow is half as large."""
+    """Its frames and flow, which is half as large; the rest is the pass under way, of eight of the sixteen rows here.
+    What is judged in 8 bits is one ε at a time, an eighth."""
     epsilons = [0.001 * n for n in range(1, 9)]
     result = len(epsilons) * video[:2].numel() * video.element_size()
     white_box = Weighing(result // 3)
     sweep = make_sweep(epsilons=epsilons, targets={}, batch_size=2)
     kept = sweep.video(white_box.eval(), video[:4], 0, clip="c", group="g", keep_example=True)
     assert kept.example is not None and list(kept.example.adversarial) == NAMES
-    assert result < white_box.most < 4.5 * result  # 23 with the results of all attacks
+    assert result < white_box.most < 3 * result  # 23 with the results of all attacks
 
 
 def test_rows_of_files_name_their_stacks_in_every_chunk(video: Tensor, white_box: torch.nn.Module) -> None:
