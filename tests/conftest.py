@@ -26,3 +26,9 @@ def ucf101_root() -> Path:
 def flownet2_oracle() -> Path:
     """The folder of NVIDIA's FlowNet2 numbers: *.npz, keys.json, losses.json, fill_rule.py."""
     return _folder("FLOWNET2_ORACLE", "the folder with NVIDIA's FlowNet2 numbers")
+
+
+@pytest.fixture(scope="session")
+def odd_cases() -> Path:
+    """The folder of odd videos and dataset trees: videos/, trees/."""
+    return _folder("ODD_CASES", "the folder with odd videos/ and dataset trees/")

@@ -41,8 +41,8 @@ def loop(clips: list[Clip], algorithm: str, folder: Path, max_frames: int | None
         capture = cv2.VideoCapture(str(clip.path))
         rate, frames = capture.get(cv2.CAP_PROP_FPS), []
         while (read := capture.read())[0]:
-            frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2GRAY))
-        frames = [frames[i] for i in nearest_in_time([k / rate for k in range(len(frames))], 12.0)[:max_frames]]
+            frames.append((len(frames) / rate, cv2.cvtColor(read[1], cv2.COLOR_BGR2GRAY)))
+        frames = list(nearest_in_time(frames, 12.0))[:max_frames]
         tvl1 = cv2.optflow.DualTVL1OpticalFlow_create()
         for number, (first, second) in enumerate(pairwise(frames), 1):
             if algorithm == "tvl1":
