@@ -44,6 +44,10 @@ class ExtractionError(ValueError):
         )
 
 
+class NetworkError(ValueError):
+    """The network gives no finite flow, whichever the clip; what was finished is stored."""
+
+
 def precompute(
     dataset: VideoDataset,
     clips: Sequence[Clip],
@@ -70,6 +74,7 @@ def precompute(
         ValueError: the store holds other flow, or something is to be computed and other versions made it; no such
             shard or number of workers.
         ExtractionError: clips could not be read or estimated: the others are stored, these are named.
+        NetworkError: the network's weights or its flow are not finite; names the network, and its checkpoint.
         OSError: the disk is full; what was finished is stored.
     """
     if workers is not None and workers < 1:
@@ -78,6 +83,8 @@ def precompute(
     if not 0 <= index < count:
         raise ValueError(f"shard {index} of {count}: counted from 0, it lies below their number")
     todo = [clip for clip in list(clips)[index::count] if anew or not store.has(clip)]
+    if todo:
+        _check_weights(estimator)
     if store.made and not todo:
         store.check()
     else:
@@ -169,6 +176,12 @@ def _store_clip(dataset: VideoDataset, clip: Clip, estimator: nn.Module, store: 
     except (ValueError, OSError, cv2.error) as error:
         message = str(error)
         return message if str(clip.path) in message else f"{clip.path}: {message}"
+    if estimator.differentiable and not np.isfinite(flow).all():
+        raise NetworkError(
+            f"{_named(estimator)} gives flow that is not finite, in {np.count_nonzero(~np.isfinite(flow))} of "
+            f"{flow.size} values for {clip.path}: the network is at fault, not the video. Train it again (it may have "
+            f"diverged), or give another checkpoint; what was finished is stored in {store.folder}"
+        )
     try:
         store.write(clip, flow)
     except ValueError as error:
@@ -183,6 +196,21 @@ def _store_clip(dataset: VideoDataset, clip: Clip, estimator: nn.Module, store: 
             "stored, and the next call goes on from there",
         ) from error
     return None
+
+
+def _check_weights(estimator: nn.Module) -> None:
+    """Weights that are not finite are the network's fault, found before the first clip."""
+    for name, weights in estimator.named_parameters():
+        if not weights.isfinite().all():
+            raise NetworkError(
+                f"{_named(estimator)} has weights that are not finite, {name} first: no video gives flow with them. "
+                "Train it again (it has diverged), or give another checkpoint"
+            )
+
+
+def _named(estimator: nn.Module) -> str:
+    checkpoint = getattr(estimator, "checkpoint", None)
+    return type(estimator).__name__ + ("" if checkpoint is None else f" with the weights of {checkpoint}")
 
 
 def _by_processes(

@@ -2,6 +2,7 @@
 makes a resumed training the same as one that was not interrupted."""
 
 import json
+import math
 import os
 import platform
 import random
@@ -79,14 +80,15 @@ class FinalWeights(Callback):
 
     def _leave_final_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = RunFolder(trainer.default_root_dir)
+        metrics = {key: _as_json(value) for key, value in self.metrics.items()}
         with whole_file(run.metrics) as partial:
-            partial.write_text(json.dumps(self.metrics, indent=2) + "\n")
+            partial.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         with whole_file(run.final) as partial:
             weights = _trained(pl_module).state_dict()
             torch.save({"state_dict": weights, **_beside_weights(trainer, pl_module)}, partial)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _log_artifact(logger, run, self.metrics)
+                _log_artifact(logger, run, metrics)
 
 
 class OnePrecision(Callback):
@@ -146,6 +148,11 @@ def _seed(*position: int) -> None:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+def _as_json(value: Any) -> Any:
+    """null for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _trained(pl_module: LightningModule) -> nn.Module:

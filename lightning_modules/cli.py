@@ -4,29 +4,27 @@ LightningCLI with run folders that resume by themselves, offline W&B without a k
 """
 
 import logging
-import netrc
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from datamodules import yaml_environment
 from lightning_modules.callbacks import EpochSeed, FinalWeights, OnePrecision, RunConfig
+from lightning_modules.divergence import FiniteTraining
+from lightning_modules.errors import one_message
 from lightning_modules.run_folder import RunFolder, WholeCheckpoints
 from lightning_modules.trainer_precision import choose_precision
-
-OUR_PACKAGES = ("lightning_modules", "datamodules", "attacks")
+from lightning_modules.wandb_server import OFFLINE_MODES, WANDB_WAY_OUT, check_wandb, set_wandb_mode
 
 
 class FlowFoolCLI(LightningCLI):
@@ -48,7 +46,7 @@ class FlowFoolCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=RunConfig,
-            trainer_defaults={"callbacks": [EpochSeed(), FinalWeights(), OnePrecision()]},
+            trainer_defaults={"callbacks": [EpochSeed(), FiniteTraining(), FinalWeights(), OnePrecision()]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -81,11 +79,15 @@ class FlowFoolCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         _silence_lightning()
         _set_float32(allow_tf32=self._get(self.config, "allow_tf32"))
-        if _uses_wandb(self._get(self.config, "trainer").logger):
+        trainer = self._get(self.config, "trainer")
+        loggers = _wandb_loggers(trainer.logger)
+        if loggers:
             set_wandb_mode()
         precision = self._choose_precision()
         if self.subcommand == "fit":
             self._prepare_run_folder()
+        if any(map(_records_online, loggers)) and not trainer.fast_dev_run:
+            check_wandb()
         if precision is not None:
             rank_zero_info(precision)
 
@@ -149,22 +151,17 @@ class FlowFoolCLI(LightningCLI):
             )
         arguments["ckpt_path"] = str(last)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """W&B's errors leave with the way out: a run can do without it."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] == "wandb":
+                raise ConnectionError(f"Weights & Biases: {error}. {WANDB_WAY_OUT}") from error
+            raise
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
-
-
-def set_wandb_mode() -> None:
-    """Without an API key, W&B stops the run: make it an offline one, unless WANDB_MODE says something else.
-
-    Looks where W&B looks (WANDB_API_KEY, the netrc file) without importing it, because it reads its environment once.
-    """
-    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
-        return
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    home = Path.home()
-    files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [home / ".netrc", home / "_netrc"]
-    if not any(_has_key(file, host) for file in files):
-        os.environ["WANDB_MODE"] = "offline"
 
 
 def main(args: Sequence[str] | None = None, command: Callable[[Sequence[str] | None], object] = FlowFoolCLI) -> None:
@@ -172,48 +169,29 @@ def main(args: Sequence[str] | None = None, command: Callable[[Sequence[str] | N
     try:
         command(args)
     except Exception as error:
-        told = next(filter(_says_what_to_do, _with_causes(error)), None)
-        if told is None or os.environ.get("FLOWFOOL_TRACEBACK") == "1":
+        message = None if os.environ.get("FLOWFOOL_TRACEBACK") == "1" else one_message(error)
+        if message is None:
             raise
-        sys.exit(f"\nError: {told}\n(FLOWFOOL_TRACEBACK=1 shows where it came from)")
-
-
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from: jsonargparse wraps those of constructors in its own."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _says_what_to_do(error: BaseException) -> bool:
-    """Whether the message alone helps: a file that is missing, and what our own code refuses."""
-    if isinstance(error, OSError | MisconfigurationException):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    origin = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return isinstance(error, ValueError) and origin.partition(".")[0] in OUR_PACKAGES
+        sys.exit(message)
 
 
 def _checkpoints(default_root_dir: str | None) -> str | None:
     return None if default_root_dir is None else str(RunFolder(default_root_dir).checkpoints)
 
 
-def _uses_wandb(logger: Any) -> bool:
-    return any("Wandb" in str(getattr(one, "class_path", "")) for one in _as_list(logger))
+def _wandb_loggers(logger: Any) -> list[Any]:
+    return [one for one in _as_list(logger) if "Wandb" in str(getattr(one, "class_path", ""))]
+
+
+def _records_online(logger: Any) -> bool:
+    """Whether a W&B logger's own options leave it to the environment."""
+    options = {**(logger.get("dict_kwargs") or {}), **vars(logger.get("init_args") or Namespace())}
+    return not options.get("offline") and options.get("mode") not in OFFLINE_MODES
 
 
 def _as_list(value: Any) -> list[Any]:
     """What the Trainer takes as one, several or none."""
     return [] if value is None else list(value) if isinstance(value, list) else [value]
-
-
-def _has_key(file: Path, host: str) -> bool:
-    try:
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _silence_lightning() -> None:

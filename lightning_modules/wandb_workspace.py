@@ -1,14 +1,14 @@
 """`python -m lightning_modules.wandb_workspace SWEEP`: a saved W&B workspace of a sweep and the trainings before it, so
 that nobody has to arrange panels by hand. It needs the package wandb-workspaces, and W&B online."""
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from attacks.report.results import Results, load_results
-from lightning_modules.cli import main, set_wandb_mode
+from lightning_modules.cli import main
+from lightning_modules.wandb_server import OFFLINE_MODES, set_wandb_mode, unreachable, wandb_mode
 
 FLOW_TRAINING = {
     "loss": ["train/loss", "val/loss"],
@@ -117,19 +117,23 @@ def save(sweep: Path, *, entity: str | None = None, project: str = "flowfool", g
         group: show the runs of this group alone.
 
     Raises:
-        ValueError: W&B is offline here, or the package is not installed; says what is needed.
+        ValueError: W&B is offline here, or not reached, or the package is not installed; says what is needed.
     """
     try:
         made = workspace(sweep, entity=entity or "", project=project, group=group)
     except ModuleNotFoundError as error:
         raise ValueError(f"{error}: `make install`, or pip install wandb-workspaces, brings it") from error
     set_wandb_mode()
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+    if wandb_mode() in OFFLINE_MODES:
         panels = sum(len(section.panels) for section in made.sections)
         raise ValueError(
             f"W&B is offline here. The workspace, {panels} panels in {len(made.sections)} sections of project "
             f"{project!r}, needs an API key (`wandb login`, or WANDB_API_KEY) with WANDB_MODE unset or online, and the "
             "runs: `wandb sync` brings up what was recorded offline"
+        )
+    if (reason := unreachable()) is not None:
+        raise ValueError(
+            f"Weights & Biases cannot be reached: {reason}. The workspace is made there: try it again online"
         )
     if not entity:
         import wandb

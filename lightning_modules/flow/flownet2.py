@@ -71,6 +71,7 @@ class FlowNet2Estimator(nn.Module):
             )
         self.network = network.to(memory_format=torch.channels_last)
         self.align_corners, self.sd_factor, self.compiled = align_corners, sd_factor, compiled
+        self.checkpoint = checkpoint
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in [0, 1] -> flow (B, T-1, 2, H, W) in pixels of that size."""

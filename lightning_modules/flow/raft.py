@@ -67,6 +67,7 @@ class RAFT(nn.Module):
             raise ValueError(f"RAFT: iterations is {iterations}, at least 1 is needed")
         check_size_rule(size_rule)
         self.size, self.iterations, self.size_rule, self.whole_gradient = size, iterations, size_rule, whole_gradient
+        self.checkpoint = checkpoint
         self.network = torchvision.models.get_model(f"raft_{size}", weights=None)
         if weights is not None:
             self.network.load_state_dict(_published(size, weights))

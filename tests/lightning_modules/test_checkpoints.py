@@ -1,8 +1,9 @@
 import collections
 import pickle
 import struct
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -190,3 +191,126 @@ def test_options_that_weights_do_not_show_are_remembered(tmp_path):
         FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, checkpoint=path)
     torch.save({"state_dict": trained.state_dict()}, path)
     FlowNet2Estimator(variant="FlowNet2S", width=WIDTH, checkpoint=path)
+
+
+USUAL = ["state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "params_ema", "model_ema"]
+
+
+@pytest.mark.parametrize("key", [*USUAL, "generator"])
+def test_a_state_dict_loads_from_the_usual_keys(tmp_path, key):
+    """Beside what training scripts save with it: an optimizer's state, random states, numbers."""
+    source, path = network(1), tmp_path / "weights.pt"
+    optimizer = torch.optim.Adam(source.parameters())
+    beside = {"optimizer": optimizer.state_dict(), "epoch": 3, "best": 0.5}
+    torch.save({**beside, key: source.state_dict()}, path)
+    module = network(2)
+    load_weights(module, path, prefix="classifier.")
+    assert same_weights(module, source)
+
+
+def test_dicts_of_tensors_that_are_no_weights_stand_beside_them(tmp_path):
+    source, path, module = network(1), tmp_path / "weights.pt", network(2)
+    torch.save({"model": source.state_dict(), "random": {"cpu": torch.get_rng_state()}}, path)
+    load_weights(module, path)
+    assert same_weights(module, source)
+
+
+@pytest.mark.parametrize("keys", [("model", "state_dict"), ("model", "model_ema"), ("left", "right")])
+def test_several_state_dicts_are_named(tmp_path, keys):
+    path = tmp_path / "two.pt"
+    torch.save({key: network(seed).state_dict() for seed, key in enumerate(keys)}, path)
+    with pytest.raises(CheckpointError, match=rf"two\.pt holds several state dicts, '{keys[0]}', '{keys[1]}'") as error:
+        load_weights(network(2), path)
+    exec(str(error.value).split("is meant, ")[1].split(" for one")[0].replace("weights.pt", str(tmp_path / "one.pt")))
+    load_weights(network(2), tmp_path / "one.pt")  # the advice works
+
+
+def test_a_lightning_checkpoint_has_one_state_dict_whatever_callbacks_leave_beside_it(tmp_path):
+    source, path, module = network(1), tmp_path / "averaged.ckpt", network(2)
+    states = {"state_dict": source.state_dict(), "current_model_state": network(3).state_dict()}
+    torch.save({"pytorch-lightning_version": "2.6.6", **states}, path)
+    load_weights(module, path)
+    assert same_weights(module, source)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        torch.optim.swa_utils.AveragedModel,
+        lambda module: torch.compile(nn.DataParallel(module)),
+        lambda module: nn.DataParallel(torch.compile(module)),
+        lambda module: nn.ModuleDict({"model": module}),
+        lambda module: nn.ModuleDict({"classifier": nn.DataParallel(module)}),
+        lambda module: nn.ModuleDict({"classifier": torch.compile(module), "loss": nn.Linear(1, 1)}),
+    ],
+)
+def test_weights_of_a_wrapped_network_load(tmp_path, wrap, nested):
+    source, path, module = network(1), tmp_path / "wrapped.pt", network(2)
+    state = wrap(source).state_dict()
+    assert state.keys() != source.state_dict().keys()
+    torch.save({"model_state_dict": state} if nested else state, path)
+    load_weights(module, path, prefix="classifier.")
+    assert same_weights(module, source)
+
+
+def test_a_network_may_have_a_part_called_module(tmp_path):
+    source, module = (nn.ModuleDict({"module": network(seed)}) for seed in (1, 2))
+    torch.save(source.state_dict(), tmp_path / "own.pt")
+    load_weights(module, tmp_path / "own.pt")
+    assert same_weights(module, source)
+
+
+class Pickled(nn.Module):
+    """What `torch.save(model, path)` names in the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_model_is_refused_by_its_class(tmp_path, zipped, monkeypatch):
+    path = tmp_path / "whole.pt"
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__, ModuleType(__name__)))
+    monkeypatch.setattr(sys.modules[__name__], "Pickled", Pickled, raising=False)
+    torch.save(Pickled(), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(Pickled(), path)
+    name = f"{Pickled.__module__}.Pickled"
+    for part in (str(path), name, "would run code", "torch.save(model.state_dict()"):
+        assert part in str(error.value).replace("loading it would", "would")
+    assert "cut off" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_with_an_object_and_a_torchscript_program_are_refused_by_what_they_hold(tmp_path):
+    path = tmp_path / "options.pt"
+    torch.save({"model": network(1).state_dict(), "args": SimpleNamespace(depth=3)}, path)
+    with pytest.raises(CheckpointError, match=r"options\.pt .*types\.SimpleNamespace.*torch\.save\(model\.state_dict"):
+        load_weights(network(1), path)
+    torch.jit.script(network(1)).save(path)
+    with pytest.raises(CheckpointError, match=r"options\.pt .*a TorchScript program.*torch\.save\(model\.state_dict"):
+        load_weights(network(1), path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(tmp_path, value):
+    path, state = tmp_path / "diverged.ckpt", network(1).state_dict()
+    state["norm.running_var"][1] = value
+    state["norm.bias"][:] = value
+    torch.save({"state_dict": state}, path)
+    module = network(2)
+    with pytest.raises(CheckpointError, match=r"diverged\.ckpt .*not finite: norm\.bias \(3 of 3 .*1 more tensor"):
+        load_weights(module, path)
+    assert same_weights(module, network(2))
+
+
+def test_a_mask_that_is_infinite_by_design_loads(tmp_path):
+    source, module = network(1), network(2)
+    for net in (source, module):
+        net.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    torch.save(source.state_dict(), tmp_path / "masked.pt")
+    load_weights(module, tmp_path / "masked.pt")
+    assert same_weights(module, source)

@@ -1,6 +1,7 @@
 """The workspace's definition, built without a network, shows nothing that the runs do not hold; offline it says so."""
 
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +106,16 @@ def test_offline_it_says_what_it_needs(sweep: tuple[Path, Any], offline: None, m
         main([str(sweep[0])], wandb_workspace._command)
 
 
+def test_as_make_runs_it_offline_is_one_message(
+    sweep: tuple[Path, Any], offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error's own module is called `__main__` there."""
+    monkeypatch.setattr(sys, "argv", ["wandb_workspace", str(sweep[0])])
+    monkeypatch.delitem(sys.modules, "lightning_modules.wandb_workspace")
+    with pytest.raises(SystemExit, match=r"^\nError: W&B is offline here\."):
+        runpy.run_module("lightning_modules.wandb_workspace", run_name="__main__")
+
+
 def test_without_a_sweep_it_says_so(tmp_path: Path, offline: None) -> None:
     with pytest.raises(SystemExit, match=r"no settings\.json"):
         main([str(tmp_path)], wandb_workspace._command)
@@ -115,6 +126,7 @@ def test_online_it_saves_under_the_keys_entity(sweep: tuple[Path, Any], monkeypa
     import wandb_workspaces.workspaces as ws
 
     saved = []
+    monkeypatch.setattr(wandb_workspace, "unreachable", lambda: None)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(default_entity="somebody"))
