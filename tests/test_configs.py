@@ -60,9 +60,10 @@ def test_every_yaml_is_part_of_an_experiment(path):
 
 def test_a_variable_that_is_not_set_is_named(run, monkeypatch):
     monkeypatch.delenv("UCF101")
+    yaml_environment.install()
     text = (CONFIGS / "paper" / "dataset.yaml").read_text()
     with pytest.raises(yaml_environment.UnsetVariableError, match=r"\$\{UCF101\} is not set; .*make … UCF101=DIR"):
-        yaml_environment.resolve(text)
+        yaml_environment.load(text)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def steps_of_make(folder: Path, *arguments: str) -> list[str]:
 
 def trained_in(steps: list[str], folder: Path) -> list[str]:
     """Where the steps train or attack, in their order."""
-    return [re.findall(rf"root_dir={folder}/\w+/(\S+)", step)[0] for step in steps]
+    return [re.findall(rf"root_dir='{folder}/\w+/([^']+)'", step)[0] for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def model_of(step: str, scratch: Path, *, num_classes: int | None = None) -> Lig
     parser = ArgumentParser(parser_mode=yaml_environment.MODE)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
-    model = yaml.safe_load(yaml_environment.resolve((CONFIGS / "paper" / f"{step}.yaml").read_text()))["model"]
+    model = yaml_environment.load((CONFIGS / "paper" / f"{step}.yaml").read_text())["model"]
     if num_classes is not None:
         assert model["init_args"]["classifier"]["init_args"].pop("imagenet") is True
         model["init_args"]["num_classes"] = num_classes
