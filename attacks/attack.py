@@ -16,14 +16,18 @@ from attacks.attack_result import AttackResult, FirstStep
 from attacks.clean_pass import CleanPass, check_stacks, clean_pass, usable
 from attacks.loss import Loss, check_loss
 from attacks.retained_pairs import RetainedPairs
-from attacks.victim import BatchedVictim, Victim, under_attack
+from attacks.victim import BatchedVictim, Victim, same_victim, under_attack
 
 NO_GRADIENT = (
-    "the gradient of {victim} is zero everywhere for some stacks: {attack} could not move them, and that they stand "
-    "says nothing of robustness (result.no_gradient tells which). Look for round(), a detached part, a softmax at the "
-    "end or saturated logits; loss='cross-entropy' has this fault by itself"
+    "the gradient of {victim} is zero everywhere for some stacks, so {attack} stopped. They count as standing, but say "
+    "nothing about robustness; result.no_gradient marks them. Look for round(), a detached part, a softmax at the end "
+    "or saturated logits. With loss='cross-entropy' a large margin is enough: use 'log-odds'."
 )
 _MAKE_IT = "make it with clean_pass(victim, frames, labels) of this victim, these frames and these labels"
+
+
+class NoGradientWarning(UserWarning):
+    """An attack stopped at some stacks because the gradient was zero."""
 
 
 @dataclass
@@ -121,7 +125,7 @@ class Attack(ABC):
         the rounding of the systems themselves, whose kernels may depend on the batch. At ε = 0 the input is returned.
 
         Colours come after time: frames (B, 3, T, H, W), as 3D networks take them, are refused unless T is 3, when
-        nothing tells them from (B, T, 3, H, W). A warning says where a gradient of zero left stacks without an attack.
+        nothing tells them from (B, T, 3, H, W).
 
         Args:
             clean: the victim's clean pass on these frames; computed when None. The first attack that retains pairs goes
@@ -136,6 +140,9 @@ class Attack(ABC):
                 one whose `forward` is not what its `estimate_flow` and `classify` do.
             FloatingPointError: NaN logits, or a gradient that is not finite.
             RuntimeError: the victim holds tensors that were made in inference mode.
+
+        Warns:
+            NoGradientWarning: a gradient of zero stopped the attack at some stacks.
         """
         check_epsilons(epsilons)
         check_stacks(frames, labels)
@@ -191,7 +198,8 @@ class Attack(ABC):
                     work.retained.clear()
             success = work.attacked & (work.logits.argmax(1) != work.labels)
             if work.no_gradient.any():
-                warnings.warn(NO_GRADIENT.format(victim=batched_victim.name, attack=self.name), stacklevel=2)
+                message = NO_GRADIENT.format(victim=batched_victim.name, attack=self.name)
+                warnings.warn(message, NoGradientWarning, stacklevel=2)
             shape = (count, len(frames))
             return AttackResult(
                 adversarial=work.adversarial.unflatten(0, shape),
@@ -266,7 +274,7 @@ def _check_clean(clean: CleanPass, victim: Victim, frames: Tensor, labels: Tenso
     """Raise ValueError that names what a clean pass was made of instead of these; `loss` if its gradient is needed."""
     made_of = clean.made_of
     name = type(victim).__name__
-    if made_of.victim is not victim:
+    if not same_victim(made_of.victim, victim):
         other = type(made_of.victim).__name__
         raise ValueError(f"the clean pass is of another system ({other}) than {name}: {_MAKE_IT}")
     if made_of.frames._version != made_of.version:

@@ -8,7 +8,8 @@ from torch import Tensor
 class FirstStep(NamedTuple):
     """The first step of an attack that goes frame by frame, which the attacks that begin alike have in common.
 
-    It depends on the clean gradient, ε and the judge alone: n rows, of the stacks that are attacked under ε > 0.
+    It depends on the clean gradient, ε and the judge alone. n rows: the attacked stacks under ε > 0 whose first frame
+    moved.
     """
 
     epsilon: Tensor
@@ -41,8 +42,8 @@ class AttackResult(NamedTuple):
     frame_order: Tensor
     """(E, B, T) int64: the perturbed frames in the order of perturbation, then -1"""
     no_gradient: Tensor
-    """(E, B) bool: the attack stood still, since the gradient was zero everywhere. That the stack stands says nothing
-    of robustness. Of an attack on all frames at once also where the judge is wrong already"""
+    """(E, B) bool: the attack stopped because the gradient was zero everywhere, or at all frames that were left after
+    some. Attacks on all frames set it for stacks that were wrong when clean, too."""
     step_logits: Tensor | None
     """(E, B, T, C), of the judge after each of these frames, then NaN; None for an attack on all frames at once"""
     pair_forwards: Tensor

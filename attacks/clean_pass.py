@@ -14,7 +14,7 @@ from attacks.victim import BatchedVictim, Victim, under_attack
 
 
 class MadeOf(NamedTuple):
-    """What a clean pass was made of: it is of no use for anything else."""
+    """Inputs of a clean pass, which is valid for these alone."""
 
     victim: Victim
     frames: Tensor

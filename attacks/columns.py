@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from attacks.metrics import Cell, judged, turns
-from attacks.records import Record
+from attacks.records import NO_GRADIENT, Record
 
 QUALITIES = ("psnr", "ssim", "flicker", "flow_epe")
 """the perceptibility that a record may carry"""
@@ -37,7 +37,8 @@ class CellColumns:
         self._frames.append(record.frames_perturbed)
         with_8bit = record.correct_8bit is not None and judged(record)
         verdict = record.attacked | record.success << 1 | record.correct << 2 | with_8bit << 3
-        self._verdicts.append(verdict | bool(record.correct_8bit) << 4 | judged(record) << 5)
+        verdict |= bool(record.correct_8bit) << 4 | judged(record) << 5 | (record.fault == NO_GRADIENT) << 6
+        self._verdicts.append(verdict)
         self._classes.extend((record.clean_prediction, record.prediction))
         values = (record.psnr, record.ssim, record.flicker, record.flow_epe)
         if any(value is not None for value in values):
@@ -75,6 +76,11 @@ class CellColumns:
     @property
     def correct_8bit(self) -> np.ndarray:
         return self._flag(4)
+
+    @property
+    def no_gradient(self) -> np.ndarray:
+        """Its attack stopped because the gradient was zero."""
+        return self._flag(6)
 
     @property
     def predictions(self) -> np.ndarray:

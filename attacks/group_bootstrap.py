@@ -146,7 +146,7 @@ def effective_wilson(
 def effective_units(
     spread: np.ndarray, variances: np.ndarray, influence: np.ndarray, strata: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many independent units would be as sure as the groups, and Student's quantile to take there, (k,) each.
+    """Effective sample size and Student's quantile, (k,) each.
 
     Args:
         spread: (k,) variance of one unit; the others as of `effective_wilson`.

@@ -89,10 +89,11 @@ class IterativeSaliency(Attack):
         if victim is not judge:
             victim_flow = clean.flow.repeat(count, 1, 1, 1, 1) if self.refresh and clean.flow is not None else None
         priority = self._priority(clean.saliency, frames)
+        seen = clean.gradient.flatten(2).any(2)
         used = torch.zeros_like(work.frame_order, dtype=torch.bool)
         work.step_logits = work.logits.new_full((len(used), length, work.logits.shape[1]), torch.nan)
         active = (work.attacked & (work.epsilon > 0)).nonzero().flatten()
-        active = _with_direction(work, active, ~clean.gradient.flatten(1).any(1)[work.stack[active]])
+        active = _with_direction(work, active, ~seen.any(1)[work.stack[active]])
         changed = torch.zeros_like(used[active, 1:])
 
         for step in range(length):
@@ -103,6 +104,8 @@ class IterativeSaliency(Attack):
                         work.adversarial, victim_flow, active, changed, retain
                     )
                 frame, direction, zero = self._refreshed_choice(work, victim, victim_flow, active, used, priority)
+                # Where the system does not see what is left, a gradient of zero tells nothing new.
+                zero &= (seen[work.stack[active]] & ~used[active]).any(1)
                 active = _with_direction(work, active, zero)
                 frame, direction = frame[~zero], direction[~zero]
             else:
@@ -188,7 +191,7 @@ class IterativeSaliency(Attack):
         priority: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The next frame (n,) of each active row and the sign of its gradient (n, 3, H, W), at the current frames; and
-        where the gradient is zero everywhere (n,)."""
+        where the gradient of all unused frames is zero (n,)."""
         keys = _keys(work, active, used)
         if work.retained is not None:
             work.retained.drop_all_but(keys)
@@ -202,7 +205,7 @@ class IterativeSaliency(Attack):
             live = _pairs_of(frame, used.shape[1] - 1)
         flow = None if flow is None else flow[active]
         refreshed = victim.refreshed_gradient(
-            work.adversarial[active], work.labels[active], flow, live, keys, work.retained
+            work.adversarial[active], work.labels[active], flow, live, ~used, keys, work.retained
         )
         work.pair_forwards[active] += refreshed.forwards
         work.pair_backwards[active] += refreshed.backwards

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from attacks.processor import processor_name
 from attacks.whole_file import write_whole
 
@@ -30,10 +32,10 @@ PACKAGES = (
 )
 
 
-def provenance(**more: Any) -> dict[str, Any]:
-    """What one run can tell of itself: time, command, commit, versions, seed, machine; `more` is added, e.g. devices.
+def provenance(device: torch.device | str, **more: Any) -> dict[str, Any]:
+    """What one run on a device can tell of itself: time, command, commit, versions, seed, machine; `more` is added.
 
-    What cannot be found out is None.
+    What cannot be found out is None. On a GPU the processor is the CPU and the GPU.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,7 +45,8 @@ def provenance(**more: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": processor_name(),
+        "device": str(device),
+        "processor": ", ".join(dict.fromkeys((processor_name(), processor_name(device)))),
         **more,
     }
 

@@ -165,10 +165,12 @@ class RecordStore:
 
 
 class CleanVerdicts(NamedTuple):
+    """Of one clip; what has no verdict, as its logits are not finite, is left out."""
+
     stacks: int
     right: int
     """stacks"""
-    video: bool
+    video: bool | None
     """right at video level"""
 
 
@@ -290,6 +292,6 @@ def _clean_verdicts(clip: _StoredClip, system: str) -> CleanVerdicts:
     rows = (Record(**json.loads(line)) for line in clip.read().splitlines() if f'"{CLEAN}"'.encode() in line)
     right: dict[str, list[bool]] = {"stack": [], "video": []}
     for row in rows:
-        if (row.attack, row.target) == (CLEAN, system):
+        if (row.attack, row.target) == (CLEAN, system) and row.fault != NOT_FINITE:
             right[row.level].append(row.correct)
-    return CleanVerdicts(len(right["stack"]), sum(right["stack"]), any(right["video"]))
+    return CleanVerdicts(len(right["stack"]), sum(right["stack"]), any(right["video"]) if right["video"] else None)

@@ -16,7 +16,7 @@ from attacks.whole_file import write_whole
 COSTS_ALONE = {"batch_size", "pairs_at_once", "retained_pairs"}
 """Options of an attack that do not change what it does, only what it costs."""
 UNDECIDING = {*COSTS_ALONE, "name", "begins"}
-"""These, and what follows from the other options."""
+"""Attributes left out of an attack's settings: COSTS_ALONE, and what follows from other options."""
 
 
 def victim_settings(victim: Victim) -> dict[str, Any]:

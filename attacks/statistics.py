@@ -159,9 +159,8 @@ def mcnemar(
 ) -> Paired:
     """Exact test on the units that only one of two attacks fooled, and the difference of the rates with its interval.
 
-    The interval is Tango's (1998) score interval, as Wilson's is that of one rate: for independent units, or at the
-    number of them that would be as sure as the groups (`clustered_rates`). Two attacks that agree on all of N units may
-    still differ by z²/(N + z²), some 4/N: no interval has zero width.
+    The interval is Tango's (1998) score interval; for grouped units, at the effective sample size (`clustered_rates`).
+    Two attacks that agree on all of N units may still differ by z²/(N + z²), some 4/N: no interval has zero width.
 
     Args:
         first, second: (N,) bool, success on the same units.
@@ -233,7 +232,7 @@ def _clustered_tango(
     (units,), (z,) = effective_units(np.array([sum(shares) - delta**2]), variance, influence, strata, level)
     interval = tango(shares[0] * units, shares[1] * units, units, z)
     # Where few groups hold all that differs, the variance is hardly known, and Student's quantile grows without end.
-    # No groups are less sure than such of which each is one unit.
+    # The interval is never wider than with one unit per group (of unequal groups, at their effective number).
     whole = totals.sum() ** 2 / (totals**2).sum()
     widest = tango(shares[0] * whole, shares[1] * whole, whole, quantile_of_groups(len(found), level))
     return Interval(max(interval.low, widest.low), min(interval.high, widest.high))

@@ -39,8 +39,8 @@ def survival(
     The band is pointwise, made as that of `clustered_rates`; each unit is its own group when `groups` is None.
 
     Args:
-        frames: (N,) frames perturbed, 0 … last; a unit that was given none, as an attack could not move it, is
-            censored at once: it tells nothing, and counts neither as standing nor in the band.
+        frames: (N,) frames that the unit was given, 0 … last. One that was given none, as its gradient was zero from
+            the start, is censored at once: it tells nothing, and counts neither as standing nor in the band.
         success: (N,) bool.
         last: T, all frames of a stack.
         groups: (N,) index of each unit's group.

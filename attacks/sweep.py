@@ -27,7 +27,7 @@ from attacks.realisability import Row, realisability
 from attacks.records import CLEAN, Cost, Record, sum_costs
 from attacks.stack_outcomes import StackOutcomes, join, no_verdict, records_of, stack_outcomes
 from attacks.stopping import Stopped, stopped_by
-from attacks.victim import BatchedVictim, Victim, under_attack
+from attacks.victim import BatchedVictim, Victim, same_victim, under_attack
 
 
 class Stacks(NamedTuple):
@@ -62,8 +62,8 @@ class VideoSweep(NamedTuple):
     """in an order that depends on the sweep's settings alone"""
     example: Example | None
     costs: dict[str, Cost]
-    """of "check/<target>", "clean/<target>", "<attack>/<target>", "8-bit/<target>", "quality/<target>" and
-    "realise/<white box>" """
+    """of "check/<target>", "clean/<target>", "clean for <loss>/<white box>", "<attack>/<target>", "8-bit/<target>",
+    "quality/<target>" and "realise/<white box>" """
     realised: list[Row]
     """what the white box says of attacked frames that were stored; empty unless asked for"""
 
@@ -89,7 +89,7 @@ class Sweep:
     epsilons: Sequence[float]
     batch_size: int = 8
     pairs_at_once: int | None = None
-    checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    checked: list[Victim] = field(default_factory=list, init=False, repr=False, compare=False)
     """Systems that were held against themselves on a clean stack: each once in a process, whatever the videos."""
 
     def __post_init__(self) -> None:
@@ -335,11 +335,14 @@ class Sweep:
         again: bool = False,
     ) -> CleanPass:
         """With the gradient of a loss, or without; one that is made `again`, for another loss, counts by itself."""
-        if target not in self.checked:
-            with meter.clock(f"check/{target}"), under_attack(judge):
-                BatchedVictim(judge, 1).check(frames[:1])
-            meter.pair_forwards[f"check/{target}"] = 2 * (frames.shape[1] - 1)
-            self.checked.add(target)
+        if not any(same_victim(judge, seen) for seen in self.checked):
+            for stack in frames.split(1):  # the first whose logits tell something
+                with meter.clock(f"check/{target}"), under_attack(judge):
+                    compared = BatchedVictim(judge, 1).check(stack)
+                meter.pair_forwards[f"check/{target}"] += 2 * (frames.shape[1] - 1)
+                if compared:
+                    self.checked.append(judge)
+                    break
         climbing = [attack for attack in self.attacks.values() if attack.loss == loss]
         retained = (attack.retain(frames, len(self.epsilons)) for attack in climbing)
         part = f"clean for {loss}/{target}" if again else f"clean/{target}"

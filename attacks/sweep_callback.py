@@ -5,7 +5,9 @@ Each process writes its own records as it goes; the first one merges them at the
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
-from attacks.attack import Attack
+from attacks.attack import Attack, NoGradientWarning
 from attacks.examples import example_clips, save_example
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.loss import Loss
@@ -104,7 +106,10 @@ class SweepCallback(pl.Callback):
         self.realise = examples if realise is None else realise
         self.output = output
         self.clips_not_needed: set[str] = set()
+        self.gives_accuracy = False
+        """The module under test leaves its accuracies to this sweep; known from `setup` on"""
         self.processes = Processes()
+        self.quiet = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "test":
@@ -124,18 +129,22 @@ class SweepCallback(pl.Callback):
                 target.check_classes(trainer.datamodule.classes)  # type: ignore[operator]
         self.folder = Path(self.output or trainer.default_root_dir)
         # The workers that decode start before the test does: the dataset looks here when it is made.
-        self.clips_not_needed = finished_clips(self.folder) if _leaves_accuracy(pl_module) else set()
+        self.gives_accuracy = _leaves_accuracy(pl_module)
+        self.clips_not_needed = finished_clips(self.folder) if self.gives_accuracy else set()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for target in self.targets.values():
             target.to(pl_module.device).eval().requires_grad_(False)
         self.clips = trainer.datamodule.clips("test")  # type: ignore[attr-defined]
         self.settings = self._settings(trainer, pl_module)
+        # The report says it once, for all attacks. One context a run: each that opens or ends makes Python forget which
+        # warnings it has shown already.
+        self.quiet.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", NoGradientWarning)
         self.processes.connect()
         self.processes.in_first(lambda: write_settings(self.folder, self.settings))
         check_settings(self.folder, self.settings)
-        about = {"device": str(pl_module.device), "precision": str(trainer.precision)}
-        run = provenance(processes=trainer.world_size, **about)
+        run = provenance(pl_module.device, processes=trainer.world_size, precision=str(trainer.precision))
         self.processes.in_first(lambda: add_provenance(self.folder, run))
         self.store = RecordStore(self.folder, rank=trainer.global_rank)
         self.processes.wait()  # nobody writes before everybody has read
@@ -197,15 +206,16 @@ class SweepCallback(pl.Callback):
         _describe(trainer, str(self.progress))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not _leaves_accuracy(pl_module):
+        if not self.gives_accuracy:
             return
         # From the same files in every process, each clip once.
         clips = self.store.right_when_clean(self.chosen, self.sweep.system).values()
-        stacks, right = (sum(counts) for counts in zip(*(clip[:2] for clip in clips), strict=True))
-        accuracies = {
-            "test/stack_accuracy": right / stacks,
-            "test/video_accuracy": sum(clip.video for clip in clips) / len(clips),
+        videos = [clip.video for clip in clips if clip.video is not None]
+        counts = {
+            "test/stack_accuracy": (sum(clip.right for clip in clips), sum(clip.stacks for clip in clips)),
+            "test/video_accuracy": (sum(videos), len(videos)),
         }
+        accuracies = {name: right / judged for name, (right, judged) in counts.items() if judged}
         # The greatest of equal values: their mean may be rounded.
         pl_module.log_dict(accuracies, sync_dist=True, reduce_fx="max")
 
@@ -214,9 +224,11 @@ class SweepCallback(pl.Callback):
         self.processes.in_first(lambda: self._report(trainer))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.quiet.close()
         self.processes.leave()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.quiet.close()
         self.processes.leave()
 
     def _report(self, trainer: pl.Trainer) -> None:

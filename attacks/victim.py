@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from types import MethodType
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -32,7 +33,7 @@ class PairwiseVictim(Protocol):
 
     differentiable: bool
     pairwise: bool
-    """True in the class that defines `estimate_flow` and `classify`, if together they are all that `forward` does"""
+    """True if `classify(estimate_flow(…))` is all that `forward` does; set in the class that defines both."""
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) in [0, 1] to logits (B, C): `classify` of the flow of all adjacent pairs."""
@@ -88,14 +89,14 @@ def _convolutions_as_precise_as_products() -> Iterator[None]:
 def is_pairwise(victim: Victim) -> bool:
     """Whether the victim may be run pair by pair instead of by `forward`.
 
-    The class that defines both ways says so with `pairwise = True`. A subclass that changes one of them may be a
-    defence which the other way would bypass: it goes by `forward` until it says `pairwise` itself. So does an object
-    that only delegates to a pairwise one. `pairwise = False`, in a class or an object, is a choice for `forward`.
+    A class opts in with `pairwise = True`. A subclass that overrides `forward`, `__call__`, `estimate_flow` or
+    `classify` loses it, since the fast path could bypass a defence, and must set it again. A wrapper that delegates
+    goes by `forward`. `pairwise = False`, in a class or an object, forces `forward`.
 
     Raises:
         TypeError: it says `pairwise = True` and lacks `estimate_flow` or `classify`.
     """
-    own = vars(victim) if hasattr(victim, "__dict__") else {}
+    own = {name: value for name, value in getattr(victim, "__dict__", {}).items() if not _is_own(victim, name, value)}
     for where in (own, *map(vars, type(victim).__mro__)):
         if "pairwise" in where:
             lacking = [name for name in ("estimate_flow", "classify") if not callable(getattr(victim, name, None))]
@@ -108,6 +109,20 @@ def is_pairwise(victim: Victim) -> bool:
                 _say_slow(cast(Hashable, type(victim)), changed[0])
             return False
     return False
+
+
+def _is_own(victim: Victim, name: str, value: object) -> bool:
+    """The value is the class's own method, bound to the victim: Lightning leaves `forward` like this after DDP."""
+    return (
+        isinstance(value, MethodType)
+        and value.__self__ is victim
+        and value.__func__ is getattr(type(victim), name, None)
+    )
+
+
+def same_victim(one: Victim, other: Victim) -> bool:
+    """Whether both are one object; a bound method is a new object at each access, and equal to the last one."""
+    return one is other or (isinstance(one, MethodType) and one == other)
 
 
 @cache
@@ -127,7 +142,7 @@ class RefreshedGradient(NamedTuple):
     frames: Tensor
     """(n, T, 3, H, W)"""
     zero: Tensor
-    """(n,) bool: the gradient is zero everywhere, of all flow or, in a system without, of all frames"""
+    """(n,) bool: the gradient is zero at all frames that are `left`"""
     forwards: Tensor
     """(n,) pairs estimated, each counted in the first row that has it"""
     backwards: Tensor
@@ -156,11 +171,14 @@ class BatchedVictim:
         self.name = type(victim).__name__
         self.pairwise = is_pairwise(victim)
 
-    def check(self, frames: Tensor) -> None:
-        """Whether the victim gives one clean stack (1, T, 3, H, W) the same logits twice, and on both of its ways.
+    def check(self, frames: Tensor) -> bool:
+        """Check that one clean stack (1, T, 3, H, W) has the same logits twice, and on both ways of the victim.
+
+        Returns:
+            Whether there was something to compare: NaN and +inf tell nothing.
 
         Raises:
-            ValueError: it does not; says whether by chance or because its ways differ.
+            ValueError: it has not; says whether by chance, by the batch or because the ways differ.
         """
 
         def by_forward() -> Tensor:
@@ -169,7 +187,7 @@ class BatchedVictim:
         def by_pairs() -> Tensor:
             return self._classify(self._estimate(frames[0, :-1], frames[0, 1:])[None])
 
-        hold_against_forward(self.victim, by_forward, by_pairs if self.pairwise else by_forward)
+        return hold_against_forward(self.victim, by_forward, by_pairs if self.pairwise else None)
 
     def update_flow(
         self,
@@ -238,31 +256,39 @@ class BatchedVictim:
         labels: Tensor,
         flow: Tensor | None,
         live: Tensor,
+        left: Tensor,
         keys: Tensor,
         retained: RetainedPairs | None = None,
     ) -> RefreshedGradient:
         """The gradient (n, T, 3, H, W) at frames (n, T, 3, H, W) whose flow (n, T-1, 2, H, W) is known.
 
         A pair that is not retained is estimated again for its graph, once for all rows that have the same two frames,
-        and differentiated for each of them. A frame's gradient is complete only where all its pairs are live.
+        and differentiated for each of them. A frame's gradient is complete only where all its pairs are live. Where
+        the gradient through these is zero, the other pairs of the frames that are left are asked, too. A system
+        without flow is run as a whole, on T-1 pairs a row.
 
         Args:
             live: (n, T-1) bool, the pairs to differentiate through.
+            left: (n, T) bool, the frames that may still be moved.
             keys: (n, T-1) int64, equal for pairs whose two frames are equal.
             retained: pairs of earlier estimates, which need not be made again; those made here are added.
-
-        Returns:
-            A system without flow is run as a whole, on T-1 pairs a row.
         """
         with self._differentiable():
             if flow is None:
                 chunks = zip(frames.split(self.batch_size), labels.split(self.batch_size), strict=True)
                 gradient = torch.cat([self.loss_gradient(*chunk)[2] for chunk in chunks])
                 pairs = torch.full_like(labels, frames.shape[1] - 1)
-                return RefreshedGradient(gradient, ~gradient.flatten(1).any(1), pairs, pairs)
+                return RefreshedGradient(gradient, _zero_at(gradient, left), pairs, pairs)
             _, of_flow = self._flow_gradient(flow, labels)
             gradient, forwards, backwards = self._through_pairs(frames, of_flow, live, keys, retained)
-            return RefreshedGradient(gradient, ~of_flow.flatten(1).any(1), forwards, backwards)
+            zero = _zero_at(gradient, left)
+            # An estimator may saturate where the classifier does not: only the frames themselves tell.
+            unasked = (left[:, :-1] | left[:, 1:]) & ~live & (zero & of_flow.flatten(1).any(1))[:, None]
+            if unasked.any():
+                more, of_more, back = self._through_pairs(frames, of_flow, unasked, keys, retained)
+                gradient, forwards, backwards = gradient + more, forwards + of_more, backwards + back
+                zero = _zero_at(gradient, left)
+            return RefreshedGradient(gradient, zero, forwards, backwards)
 
     def _recomputed_gradient(
         self, frames: Tensor, labels: Tensor, retain: Retain | None
@@ -400,6 +426,11 @@ class BatchedVictim:
     def _classify(self, flow: Tensor) -> Tensor:
         go_on()
         return cast(PairwiseVictim, self.victim).classify(flow)
+
+
+def _zero_at(gradient: Tensor, left: Tensor) -> Tensor:
+    """(n,) bool: frames are `left` (n, T), and the gradient (n, T, 3, H, W) is zero at all of them."""
+    return left.any(1) & ~(gradient.flatten(2).any(2) & left).any(1)
 
 
 def _together(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

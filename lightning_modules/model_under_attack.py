@@ -189,7 +189,7 @@ class ModelUnderAttack(LightningModule):
     """A sweep makes the clean pass itself, or made it in an earlier run: its records give the accuracies."""
 
     def test_step(self, batch: VideoBatch, batch_idx: int) -> None:
-        if any(hasattr(callback, "clips_not_needed") for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if any(getattr(callback, "gives_accuracy", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             return
         # Stack by stack: a long video's flow pairs would not fit a small device at once.
         logits = torch.cat([self(stack) for stack in batch.frames.split(1)])

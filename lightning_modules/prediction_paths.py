@@ -168,10 +168,20 @@ class PredictionPaths(AttackedSystems):
 
 
 def _estimate(system: ModelUnderAttack, frames: Tensor) -> Tensor:
-    """Flow (S, T-1, 2, H, W) as an attack's clean pass has it, stack by stack."""
+    """Flow (S, T-1, 2, H, W) as an attack's clean pass has it, stack by stack.
+
+    Raises:
+        ValueError: the system is attacked through `forward`, which shows no flow.
+    """
     labels = torch.zeros(len(frames), dtype=torch.int64, device=frames.device)
     flow = clean_pass(system, frames, labels, gradient=False, batch_size=1, check=False).flow
-    assert flow is not None
+    if flow is None:
+        name = type(system).__name__
+        raise ValueError(
+            f"{name} is attacked through its own forward, so its paths from flow to class say nothing of it. Set "
+            f"`pairwise = True` in {name} where classify(estimate_flow(first, second)) is all that forward does; else "
+            "check the paths of a system without a forward of its own"
+        )
     return flow
 
 

@@ -122,7 +122,7 @@ def paired(results: Results) -> Table:
 
 
 def frames_to_success(results: Results) -> Table:
-    """Median frames, failures censored at T; the share that stands at each budget; the paper's mean over successes."""
+    """Median frames, the share that stands at each budget, and the paper's mean over successes; see `survivals`."""
     rows: list[list[Value]] = []
     after = range(1, results.frames + 1)
     for cell, curve in results.survivals.items():
@@ -135,16 +135,16 @@ def frames_to_success(results: Results) -> Table:
     heads = ("attack", "judged", "epsilon", "attacked", "median", "low", "high", "mean of successes")
     return Table(
         name="survival",
-        title=f"Frames to success: median, failures counted as more than {results.frames}; share (%) still right",
+        title=f"Frames to success: median, stacks that withstand as more than {results.frames}; share (%) still right",
         columns=[
             *(("", name) for name in heads),
             *((f"still right after {frames}", bound) for frames in after for bound in ("", "low", "high")),
         ],
         rows=rows,
         notes=[
-            f"No median: more than half of the stacks are still right with all {results.frames} frames perturbed.",
+            f"No median: more than half of the stacks withstand the attack on all {results.frames} frames.",
             "low, high: 95 % interval, of a share pointwise.",
-            *fault_pointer(results),
+            *fault_pointer(results, "Where the gradient became zero, a stack counts up to the frames it had."),
         ],
     )
 

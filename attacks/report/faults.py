@@ -12,7 +12,8 @@ from attacks.report.results import Results
 from attacks.report.table import Table, Value, spoken
 
 REMEDIES = {
-    NO_GRADIENT: "Look for round(), a softmax at the end or saturated logits in the system, or attack in float32.",
+    NO_GRADIENT: "Look for round(), a softmax at the end or saturated logits in the system, or attack in float32. "
+    "With loss='cross-entropy' a large margin is enough: use 'log-odds'.",
     NOT_FINITE: "Look for a square root or a division at zero in the system, or attack in float32.",
 }
 
@@ -62,9 +63,9 @@ def fault_notes(results: Results, made: Iterable[tuple[str, str]]) -> list[str]:
     return notes
 
 
-def fault_pointer(results: Results) -> list[str]:
-    """For tables of many attacks: where the faults are told."""
-    return ["Some stacks say nothing of robustness: table faults."] if _faulty(results) else []
+def fault_pointer(results: Results, *more: str) -> list[str]:
+    """For tables of many attacks: where the faults are told, and more of them."""
+    return ["Some stacks say nothing of robustness: table faults.", *more] if _faulty(results) else []
 
 
 def worst_faults(results: Results) -> list[str]:

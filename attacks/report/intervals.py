@@ -41,13 +41,18 @@ def cell_intervals(columns: Columns) -> dict[Cell, CellIntervals]:
 
 
 def survivals(columns: Columns, attacks: Sequence[str], last: int) -> dict[Cell, Survival]:
-    """Survival of the attacked stacks of `last` frames, of each cell of attacks that go frame by frame."""
+    """Survival of the attacked stacks of `last` frames, of each cell of attacks that go frame by frame.
+
+    A stack that stands has withstood the attack on all frames, even where some of them could not move; without a
+    gradient it has withstood those that it had moved until then.
+    """
     curves = {}
     for cell, of in columns.cells.items():
         attacked = of.attacked
         if cell.level == "stack" and cell.attack in attacks and attacked.any():
+            withstood = ~of.success & ~of.no_gradient
             curves[cell] = survival(
-                of.frames[attacked],
+                np.where(withstood, last, of.frames)[attacked],
                 of.success[attacked],
                 last,
                 columns.groups[of.units[attacked]],

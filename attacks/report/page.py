@@ -30,8 +30,9 @@ CAPTIONS = {
     "fig6_transfer": "Figure 6. Accuracy of systems that see other flow, attacked with the white box's gradient.",
     "fig7_epsilons": "Figure 7. Frames under every ε, with what is seen in their stack.",
     "budgets": "Accuracy by ε and by the number of frames that may be perturbed.",
-    "survival": "Share of the stacks right when clean that is still right after so many perturbed frames; those that "
-    "withstand all of them are censored there, not dropped. Shaded: 95 % band.",
+    "survival": "Share of the stacks right when clean that is still right after so many perturbed frames. Stacks that "
+    "withstand the attack on all frames are censored at the last one, not dropped; stacks whose gradient became zero, "
+    "at the frames that they had until then. Shaded: 95 % band.",
     "controls": "The attacks beside what knows less: random signs, and the gradient's signs, frames in another order.",
     "per_class": "Accuracy of each class, clean and under the strongest attack at the least ε.",
     "confusion": "What the attacked stacks are taken for: rows are classes when clean, and sum to 100 %.",

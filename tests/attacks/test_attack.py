@@ -306,6 +306,18 @@ def test_a_clean_pass_of_something_else_is_named(attack, system, plain, stacks):
 
 
 @every_attack
+def test_a_clean_pass_of_a_method_is_of_the_same_method(attack, system, stacks):
+    """Python makes a bound method anew each time that it is read."""
+    victim, other = system(0), system(0)
+    frames, labels = stacks(victim, 0)
+    clean = clean_pass(victim.forward, frames, labels)
+    result = attack(victim.forward, frames, labels, EPSILONS, clean=clean)
+    assert torch.equal(result.success, attack(victim.forward, frames, labels, EPSILONS).success)
+    with pytest.raises(ValueError, match="clean pass is of another system"):
+        attack(other.forward, frames, labels, EPSILONS, clean=clean)
+
+
+@every_attack
 def test_the_judges_clean_pass_is_held_against_the_call_too(attack, system, stacks):
     victim, judge = system(0), system(0, "black box")
     frames, labels = stacks(judge, 0)

@@ -159,6 +159,69 @@ def test_a_refreshed_gradient_of_zero_ends_the_attack():
     assert not IterativeSaliency()(Saturating(), frames, torch.tensor([0]), (0.01,)).no_gradient.any()
 
 
+class Summing(nn.Module):
+    """A pairwise system: the label's logit falls as frames get darker, in the pairs of `weights` (T-1,).
+
+    A pair with a frame that has moved has no gradient if its flow saturates, a stack with one if its logits do.
+    """
+
+    pairwise = True
+    differentiable = True
+
+    def __init__(self, saturates: str = "", weights: tuple[float, ...] = (1, 1, 1, 1), second_only: bool = False):
+        super().__init__()
+        self.saturates, self.second_only = saturates, second_only
+        self.weights = torch.tensor(weights, dtype=torch.float32)
+
+    def estimate_flow(self, first: Tensor, second: Tensor) -> Tensor:
+        flow = (second if self.second_only else first + second)[:, :2]
+        moved = (first.mean((1, 2, 3)) < 0.895) | (second.mean((1, 2, 3)) < 0.895)
+        return held(flow, moved) if self.saturates == "estimate_flow" else flow
+
+    def classify(self, flow: Tensor) -> Tensor:
+        of_pairs = flow.mean((2, 3, 4))
+        logits = torch.stack([of_pairs @ self.weights, torch.zeros(len(flow))], 1)
+        return held(logits, (of_pairs < 1.795).any(1)) if self.saturates == "classify" else logits
+
+    def forward(self, frames: Tensor) -> Tensor:
+        flow = self.estimate_flow(frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1))
+        return self.classify(flow.unflatten(0, (len(frames), -1)))
+
+
+def held(values: Tensor, where: Tensor) -> Tensor:
+    """The same values; where told, with a gradient of zero."""
+    return torch.where(where.view(-1, *[1] * (values.ndim - 1)), values.detach() + 0 * values, values)
+
+
+@pytest.mark.parametrize(
+    ("saturates", "order", "moved"),
+    [
+        ("classify", "salient", [1]),
+        ("classify", "first-to-last", [0]),
+        ("estimate_flow", "salient", [1, 3]),  # each takes the gradient of its two pairs
+        ("estimate_flow", "least-salient", [0, 1, 2, 3]),
+        ("estimate_flow", "first-to-last", [0, 1, 2, 3]),
+    ],
+)
+def test_a_pairwise_system_saturates_in_either_part(saturates, order, moved):
+    frames = torch.full((1, 5, 3, 4, 4), 0.9)
+    attack = IterativeSaliency(refresh=True, order=order)
+    with pytest.warns(UserWarning, match="gradient of Summing is zero everywhere"):
+        result = attack(Summing(saturates), frames, torch.tensor([0]), (0.01,))
+    assert result.no_gradient.all() and not result.success.any()
+    assert result.frame_order.tolist() == [[moved + [-1] * (5 - len(moved))]]
+
+
+@pytest.mark.parametrize("order", ["salient", "least-salient", "first-to-last"])
+def test_frames_that_no_pair_sees_are_no_fault(order):
+    """Frames 3 and 4 have no gradient, and none of the pairs of frame 3 leads to frame 5, which has one."""
+    frames = torch.full((1, 6, 3, 4, 4), 0.9)
+    system = Summing(weights=(1, 1, 0, 0, 1), second_only=True)  # frame 0 is no second one
+    result = IterativeSaliency(refresh=True, order=order)(system, frames, torch.tensor([0]), (0.01,))
+    assert not result.no_gradient.any()
+    assert sorted(result.frame_order[0, 0].tolist()) == [-1, -1, -1, 1, 2, 5]
+
+
 def test_one_class_leaves_nothing_to_climb():
     with pytest.raises(ValueError, match="function has one class: there is no other"):
         OneShot()(lambda x: x.mean((1, 2, 3, 4))[:, None], torch.rand(2, 3, 3, 4, 4), torch.zeros(2).long(), (0.1,))

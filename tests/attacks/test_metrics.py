@@ -6,7 +6,7 @@ import pytest
 
 from attacks.columns import Columns
 from attacks.metrics import Cell, budget_map, curve, frames_histogram, tally
-from attacks.records import CLEAN, Record
+from attacks.records import CLEAN, NO_GRADIENT, Record
 from attacks.report.intervals import budget_intervals, survivals
 
 
@@ -133,6 +133,23 @@ def test_budget_map_follows_the_steps() -> None:
     assert accuracy[:, -1].tolist() == [
         counts[Cell("stack", "flownet2", "rg", "flownet2", e)].accuracy for e in (0.01, 0.02)
     ]
+
+
+def test_a_stack_that_withstands_has_had_all_frames() -> None:
+    """One of ten falls at the last frame. The nine that stand moved ten frames, as the eleventh cannot."""
+
+    def standing(*rows: Record) -> list[float]:
+        columns = Columns()
+        for number, record in enumerate(rows):
+            columns.add(record._replace(stack=number))
+        (of_cell,) = survivals(columns, ["rg"], 11).values()
+        return of_cell.standing[-2:].tolist()
+
+    falls, stands = row("rg", 0.01, True, False, 11), row("rg", 0.01, True, True, 10)
+    unmoved = row("rg", 0.01, True, True, 0)  # every step leads out of the range
+    assert standing(falls, *[stands] * 8, unmoved) == pytest.approx([1.0, 0.9])
+    # Without a gradient after ten frames, they are at risk no more when the last one comes.
+    assert standing(falls, *[stands._replace(fault=NO_GRADIENT)] * 9) == [1.0, 0.0]
 
 
 def test_two_white_boxes_never_share_a_cell() -> None:

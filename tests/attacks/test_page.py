@@ -16,8 +16,10 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from attacks.processor import processor_name
 from attacks.provenance import add_provenance, provenance, read_provenance
 from attacks.records import CLEAN, Record, read_records
 from attacks.report import Report, gallery, write_report
@@ -36,7 +38,7 @@ in_a_browser = pytest.mark.skipif(
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("sweep")
     toy.run(folder, videos=8)
-    add_provenance(folder, provenance(processes=1) | {"command": "python <sweep> & more"})
+    add_provenance(folder, provenance("cpu", processes=1) | {"command": "python <sweep> & more"})
     return write_report(folder)
 
 
@@ -158,6 +160,13 @@ def test_provenance_stands_on_the_page_escaped(report: Report) -> None:
     of_sweep, run = read_provenance(report.folder)
     assert of_sweep["processes"] == 1 and of_sweep["command"]
     assert run["versions"]["torch"] and f"torch {run['versions']['torch']}" in text
+
+
+def test_provenance_names_cpu_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    run = provenance(torch.device("cuda", 1), processes=1)
+    assert (run["device"], run["processor"]) == ("cuda:1", f"{processor_name()}, GPU 1")
+    assert provenance("cpu")["processor"] == processor_name()
 
 
 def test_provenance_adds_runs_and_never_blocks(tmp_path: Path, report: Report) -> None:

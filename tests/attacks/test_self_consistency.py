@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from attacks import victim as victim_module
 from attacks.iterative_saliency import IterativeSaliency
 from attacks.one_shot import OneShot
+from attacks.self_consistency import hold_against_forward
 from attacks.victim import is_pairwise
 
 EPSILONS = (0.012,)
+STILL = nn.Identity().eval()
 
 
 @pytest.fixture(autouse=True)
@@ -160,22 +162,31 @@ class Guarded(nn.Module):
         return self.system(self.draw(frames))
 
 
+def dropping(system: nn.Module) -> nn.Module:
+    """In train mode but for the normalisation: by its dropout alone."""
+    system.train()
+    for module in system.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return system
+
+
 class Noisy(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         return frames + 0.1 * torch.randn_like(frames)
 
 
 def behind_a_function(system):
-    model = system(0).train()
+    model = dropping(system(0))
     return lambda frames: model(frames)
 
 
 def behind_a_partial(system):
-    return functools.partial(lambda model, frames: model(frames), system(0).train())
+    return functools.partial(lambda model, frames: model(frames), dropping(system(0)))
 
 
 def behind_a_method(system):
-    return Holder(system(0).train()).ask
+    return Holder(dropping(system(0))).ask
 
 
 class Holder:
@@ -193,9 +204,29 @@ TRAIN_MODE = {
     "a function": (behind_a_function, r"model \(ToySystem\)"),
     "a partial": (behind_a_partial, r"ToySystem"),
     "a method": (behind_a_method, r"network \(ToySystem\)"),
-    "an object": (lambda system: Holder(system(0).train()), r"network \(ToySystem\)"),
+    "an object": (lambda system: Holder(dropping(system(0))), r"network \(ToySystem\)"),
     "its own will": (lambda system: Guarded(system(0), StubbornDropout(0.5)), r"draw \(StubbornDropout\)"),
+    "deep inside": (
+        lambda system: Guarded(system(0), nest(StubbornDropout(0.5), 6)),
+        r"draw\.0\.0\.0\.0\.0\.0 \(StubbornDropout\)",
+    ),
+    "a list": (lambda system: Guarded(system(0), Unregistered(dropping(system(1)))), r"draw\.held\.0 \(ToySystem\)"),
 }
+
+
+def nest(module: nn.Module, depth: int) -> nn.Module:
+    return nest(nn.Sequential(module), depth - 1) if depth else module
+
+
+class Unregistered(nn.Module):
+    """Draws by a system that it keeps in a plain list."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.held = [system]
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return frames + self.held[0](frames).mean()
 
 
 @pytest.mark.parametrize("role", ["victim", "judge"])
@@ -205,7 +236,8 @@ def test_a_module_that_stays_in_train_mode_is_named(kind, role, system, stacks):
     frames, labels = stacks(system(0), 0)
     victim, judge = (make(system), None) if role == "victim" else (system(0), make(system))
     with pytest.raises(
-        ValueError, match=rf"two forwards of \w+ on the same clean stack.*still in train mode is {name}"
+        ValueError,
+        match=rf"two forwards of \w+ on the same clean stack.*still in train mode is {name}\. An attack puts",
     ):
         OneShot()(victim, frames, labels, EPSILONS, stop_on=judge)
 
@@ -228,3 +260,74 @@ def test_a_pairwise_system_that_draws_is_told_from_one_with_a_defence(system, st
     drawing.__dict__ = dict(toy.__dict__)
     with pytest.raises(ValueError, match=r"two forwards of Drawing .*Stochastic systems are not judged yet"):
         OneShot()(drawing, frames, labels, EPSILONS)
+
+
+def scripted(*values: str) -> Callable[[], Tensor]:
+    """Gives these logits, call by call."""
+    logits = {"A": torch.tensor([[1.0, 0.0]]), "B": torch.tensor([[0.0, 1.0]])}
+    left = list(values)
+    return lambda: logits[left.pop(0)]
+
+
+def test_chance_is_told_at_once_where_there_is_one_way() -> None:
+    with pytest.raises(ValueError, match=r"two forwards of Identity .*Stochastic systems are not judged yet"):
+        hold_against_forward(STILL, scripted("A", "B"))
+
+
+@pytest.mark.parametrize(
+    ("by_forward", "by_pairs"), [("AAAAA", "BBA"), ("AAB", "B"), ("AAAAA", "BBBBA")], ids=["pairs", "forward", "late"]
+)
+def test_a_way_is_asked_several_times_before_two_are_told_apart(by_forward, by_pairs) -> None:
+    """A coin may fall alike when each way is repeated once: A, B, A, B."""
+    with pytest.raises(ValueError, match=r"two forwards of Identity .*Stochastic systems are not judged yet"):
+        hold_against_forward(STILL, scripted(*by_forward), scripted(*by_pairs))
+
+
+@pytest.mark.parametrize("logits", [[2.0, -torch.inf, 1.0], [-torch.inf, 1.0, -torch.inf]])
+def test_masked_classes_are_no_chance(logits) -> None:
+    logits = torch.tensor([logits])
+    assert hold_against_forward(STILL, logits.clone)
+    moved = iter([logits, logits + 0.5])
+    with pytest.raises(ValueError, match=r"differ by 0\.5 .*not judged yet"):
+        hold_against_forward(STILL, lambda: next(moved))
+    masks = iter([logits, logits.roll(1, 1)])
+    with pytest.raises(ValueError, match=r"differ in the classes that they mask .*not judged yet"):
+        hold_against_forward(STILL, lambda: next(masks))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_tell_nothing_are_not_compared(value) -> None:
+    drawn = iter([torch.tensor([[value, 0.0]]), torch.tensor([[1.0, 0.0]])])
+    assert not hold_against_forward(STILL, lambda: next(drawn))
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True)])
+def test_normalisation_by_the_batch_is_refused(layer) -> None:
+    """Two forwards agree, but a verdict depends on the stacks beside it."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    frames, labels = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    before = layer.running_mean.clone()
+    kind = type(layer).__name__
+    with pytest.raises(ValueError, match=rf"in train mode is network\.1 \({kind}\)\. .*call \.eval\(\) on it"):
+        OneShot()(lambda frames: network(frames[:, 0]), frames, labels, EPSILONS)
+    assert torch.equal(layer.running_mean, before)
+    network.eval()
+    OneShot()(lambda frames: network(frames[:, 0]), frames, labels, EPSILONS)
+
+
+def test_a_global_of_an_attributes_name_is_not_the_functions(monkeypatch) -> None:
+    """The function reads `holder.network`, not the global of that name."""
+    monkeypatch.setitem(globals(), "network", nn.BatchNorm2d(3).train())
+    holder = Holder(nn.Identity())
+    assert hold_against_forward(lambda frames: holder.network(frames), scripted("A", "A"))
+
+
+def test_forward_that_lightning_put_back_is_the_classs_own(system, recwarn) -> None:
+    """After DDP the module has its own bound forward in its __dict__."""
+    toy = system(0)
+    toy.forward = toy.forward
+    assert "forward" in vars(toy) and is_pairwise(toy) and not recwarn.list
+    toy.forward = system(1).forward  # of another object
+    with pytest.warns(UserWarning, match="its own `forward`"):
+        victim_module._say_slow.cache_clear()
+        assert not is_pairwise(toy)

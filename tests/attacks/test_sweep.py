@@ -462,6 +462,44 @@ def test_a_stack_that_is_not_finite_costs_its_own_verdicts_alone(
     assert list(read_records(tmp_path / "records.jsonl")) == swept.records
 
 
+class Overflowing(toy.ToySystem):
+    """The logits of stacks that bear the mark are +inf, or NaN; others are drawn at random if asked."""
+
+    pairwise = False
+
+    def __init__(self, value: float, *, random: bool = False) -> None:
+        super().__init__()
+        self.value, self.random = value, random
+
+    def forward(self, frames: Tensor) -> Tensor:
+        marked = ((frames[:, :, 0, 0, 0] - MARK).abs() < 0.05).any(1, keepdim=True)
+        logits = super().forward(frames)
+        return torch.where(marked, self.value, logits + self.random * torch.rand(1))
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of Overflowing")
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_first_stack_that_overflows_ends_no_sweep(value: float, marked: Tensor) -> None:
+    sweep = make_sweep(targets={}, attacks={"one_shot": OneShot()}, transfer=[])
+    frames = marked[[2, 0, 1]]
+    swept = sweep.video(Overflowing(value).eval(), frames, 0, clip="c", group="g")
+    rows = of(swept.records, level="stack", attack=CLEAN)
+    assert [row.fault for row in rows] == [NOT_FINITE, None, None]
+    with pytest.raises(ValueError, match="two forwards of Overflowing"):  # a check of nothing is none
+        sweep.video(Overflowing(value, random=True).eval(), frames, 0, clip="c", group="g")
+
+
+def test_a_white_box_is_checked_whatever_its_name(video: Tensor) -> None:
+    sweep = make_sweep(targets={}, attacks={"one_shot": OneShot()}, transfer=[])
+    costs = [sweep.video(toy.ToySystem().eval(), video[:1], 0, clip="c", group="g").costs for _ in range(2)]
+    assert all("check/flownet2" in of_video for of_video in costs)
+    white_box = toy.ToySystem().eval()
+    costs = [sweep.video(white_box.forward, video[:1], 0, clip="c", group="g").costs for _ in range(2)]
+    assert ["check/flownet2" in of_video for of_video in costs] == [True, False]
+    with pytest.raises(ValueError, match="two forwards of Overflowing"):
+        sweep.video(Overflowing(1.0, random=True), video[:1], 0, clip="c", group="g")
+
+
 class Still(Attack):
     """Moves nothing, for want of a gradient, on the stacks that are right when clean, or else wrong."""
 

@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
 from attacks.one_shot import OneShot
-from attacks.records import RecordStore, read_records
+from attacks.records import NO_GRADIENT, RecordStore, read_records
 from attacks.report.results import CONTROLS
 from attacks.sweep import Sweep
 from attacks.sweep_callback import EPSILONS, SweepCallback
@@ -311,6 +311,19 @@ def test_the_console_tells_once_of_rows_that_say_nothing(tmp_path: Path, capsys:
     assert "Warning: 5 of 5 attacked stacks under still, judged by flownet2, had a gradient of zero everywhere" in said
     toy.run(tmp_path / "sound", videos=2, realise=0, examples=0, attacks={"one_shot": OneShot()}, transfer=[])
     assert "says nothing of robustness" not in capsys.readouterr().out
+
+
+def test_the_console_tells_once_whatever_the_number_of_attacks(tmp_path: Path) -> None:
+    """Six of the default attacks have no gradient; each would warn, in each call."""
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "--videos", "2", "--realise", "0"]
+    saturated = ["--gain", "1e6", "--loss", "cross-entropy"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([*command, *saturated], env=environment, capture_output=True, text=True, check=True)
+    still = {r.attack for r in read_records(tmp_path / "records.jsonl") if r.fault == NO_GRADIENT}
+    assert len(still) == 6
+    said = (ran.stdout + ran.stderr).splitlines()
+    (told,) = (line for line in said if "Warning: " in line and "gradient" in line)
+    assert told.startswith("Warning: ") and "had a gradient of zero everywhere" in told
 
 
 def test_more_batches_extend_a_limited_sweep(whole: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_only_live_pairs_are_estimated_and_their_frames_have_the_whole_gradient(
     victim.pairs = victim.pairs_differentiated = 0
     with under_attack(victim):
         batched = BatchedVictim(victim, 8, pairs_at_once)
-        gradient, zero, estimates, walked = batched.refreshed_gradient(frames, labels, clean.flow, live, same)
+        gradient, zero, estimates, walked = batched.refreshed_gradient(frames, labels, clean.flow, live, ~used, same)
     assert not zero.any()
     assert torch.equal(walked, live.sum(1))
     different = set(same[live].tolist())

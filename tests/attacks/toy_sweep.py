@@ -3,6 +3,7 @@
 `python toy_sweep.py OUTPUT [--devices N] [--seconds S]` sweeps it in a process of its own, S seconds a video at least.
 With `--odd-seconds S` every second video takes S seconds more, with `--patience S` a collective of Lightning's gives up
 after S seconds; `--fail attack` and `--fail report` raise an error in the last process's or the first one's work.
+`--gain G` sets the scale of the logits, `--loss L` what the attacks climb.
 """
 
 import argparse
@@ -182,6 +183,7 @@ def run(
     odd_seconds: float = 0.0,
     patience: float | None = None,
     fail: str | None = None,
+    gain: float = 20.0,
     videos: int = 11,
     limit: int | None = None,
     **options: Any,
@@ -205,7 +207,7 @@ def run(
         callbacks=[callback, *([] if patience is None else [Impatient(patience)])],
         limit_test_batches=limit,
     )
-    trainer.test(ToySystem(), datamodule=ToyData(videos, seconds, odd_seconds), verbose=False)
+    trainer.test(ToySystem(gain=gain), datamodule=ToyData(videos, seconds, odd_seconds), verbose=False)
 
 
 if __name__ == "__main__":
@@ -221,5 +223,7 @@ if __name__ == "__main__":
     parser.add_argument("--fail", choices=["attack", "report"])
     parser.add_argument("--videos", type=int, default=11)
     parser.add_argument("--realise", type=int, default=1)
+    parser.add_argument("--gain", type=float, default=20.0)
+    parser.add_argument("--loss", default="log-odds")
     torch.set_num_threads(1)
     toy_sweep.run(**vars(parser.parse_args()))

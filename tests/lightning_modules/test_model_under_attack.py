@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import flow_codec
 from datamodules.batches import VideoBatch
-from lightning_modules import model_under_attack
+from lightning_modules import model_under_attack, prediction_paths
 from lightning_modules.classifiers.resnet import ResNet
 from lightning_modules.flow.flownet2 import FlowNet2Estimator
 from lightning_modules.flow.raft import RAFT
@@ -452,3 +452,18 @@ def test_pairs_and_whole_stacks_have_one_precision() -> None:
 def test_an_unknown_precision_is_named() -> None:
     with pytest.raises(ValueError, match=r"'float16'.*float32 or bfloat16"):
         system(precision="float16")
+
+
+class OwnForward(ModelUnderAttack):
+    def forward(self, frames: Tensor) -> Tensor:
+        return super().forward(frames.round(decimals=2))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not say `pairwise`")
+def test_paths_of_a_system_with_its_own_forward_are_refused() -> None:
+    plain = system()
+    own = object.__new__(OwnForward)
+    own.__dict__ = dict(plain.__dict__)
+    with pytest.raises(ValueError, match=r"OwnForward is attacked through its own forward.*`pairwise = True` in OwnF"):
+        prediction_paths._estimate(own, frames())
+    assert prediction_paths._estimate(plain, frames()).shape[:2] == (2, FRAMES - 1)

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from attacks.attack import Attack
 from attacks.one_shot import OneShot
 from attacks.realisability import rows_path
 from attacks.sweep import Sweep
@@ -60,6 +61,9 @@ class Clips:
 
     def prepare(self) -> None: ...
 
+    def measure(self, clip: Clip) -> tuple[int, tuple[int, int]]:
+        return LENGTH * (int(clip.name.split("_")[1]) % 3 + 1), (8, 8)
+
     def decode(self, clip: Clip) -> np.ndarray:
         self.decoded.append(clip.name)
         index = int(clip.name.split("_")[1])
@@ -72,10 +76,13 @@ def system() -> ModelUnderAttack:
     return ModelUnderAttack(estimator=Differences(), classifier=Linear(), crop=8)
 
 
-def test(folder: Path, *, sweep: bool = True, limit: int | None = None, **options: Any) -> tuple[dict, int, list[str]]:
+def test(
+    folder: Path, *, sweep: bool = True, limit: int | None = None, realise: int = 1, **options: Any
+) -> tuple[dict, int, list[str]]:
     """Metrics, passes of the estimator and the clips that were decoded."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    callback = SweepCallback(epsilons=[0.01], attacks={"one_shot": OneShot()}, examples=0, realise=1, output=folder)
+    attacks: dict[str, Attack] = {"one_shot": OneShot()}
+    callback = SweepCallback(epsilons=[0.01], attacks=attacks, examples=0, realise=realise, output=folder)
     trainer = pl.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
@@ -149,11 +156,59 @@ def test_two_processes_give_the_same(plain: dict, tmp_path: Path) -> None:
         assert metrics == pytest.approx(plain)
 
 
+class Overflowing(Linear):
+    """Its logits are NaN for stacks whose first pixel moves to the right, or for all of them."""
+
+    everywhere = False
+
+    def forward(self, flow: Tensor) -> Tensor:
+        lost = flow.flatten(1)[:, :1] > (-torch.inf if self.everywhere else 0)
+        return torch.where(lost, torch.nan, super().forward(flow))
+
+
+def test_stacks_without_a_verdict_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound, clips = system(), Clips()
+    stacks_right: list[bool] = []
+    videos_right: list[bool] = []
+    for clip in clips.clips("test"):
+        frames = torch.from_numpy(clips.decode(clip) / np.float32(255)).permute(0, 3, 1, 2).unflatten(0, (-1, LENGTH))
+        lost = sound.estimator(frames).flatten(1)[:, 0] > 0
+        logits = sound(frames)
+        stacks_right += (logits.argmax(1) == clip.label)[~lost].tolist()
+        if not lost.any():
+            videos_right.append(int(logits.softmax(1).mean(0).argmax()) == clip.label)
+    assert 0 < len(stacks_right) < 9 and any(stacks_right) and 0 < len(videos_right) < 5
+    monkeypatch.setitem(globals(), "Linear", Overflowing)
+    metrics, *_ = test(tmp_path / "some", realise=0)
+    assert metrics["test/stack_accuracy"] == pytest.approx(np.mean(stacks_right))
+    assert metrics["test/video_accuracy"] == pytest.approx(np.mean(videos_right))
+    monkeypatch.setattr(Overflowing, "everywhere", True)
+    metrics, *_ = test(tmp_path / "none", realise=0, limit=1)
+    assert metrics == {}
+
+
 class OwnStep(ModelUnderAttack):
     """Has a test_step of its own, which needs the frames of every clip."""
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         assert len(batch.frames)
+
+
+class MoreThanTheStep(ModelUnderAttack):
+    """Adds to the test_step that it inherits."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self.log("test/stacks", float(len(batch.frames)), reduce_fx="sum", batch_size=1)
+
+
+def test_a_test_step_that_calls_its_parents_gives_the_accuracies_itself(
+    plain: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ModelUnderAttack", MoreThanTheStep)
+    for _ in range(2):
+        metrics, *_ = test(tmp_path)
+        assert metrics == pytest.approx({**plain, "test/stacks": 1 + 2 + 3 + 1 + 2})
 
 
 def test_a_test_step_of_ones_own_gets_every_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
