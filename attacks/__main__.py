@@ -10,6 +10,7 @@ from attacks.report import report_on_console
 from attacks.report.compare import compare as write_comparison
 from attacks.report.results import sweep_folder
 from attacks.report.table import print_tables
+from datamodules.errors import ended_by_one_message
 
 
 def report(folder: Path) -> None:
@@ -38,7 +39,5 @@ def compare(first: Path, second: Path, more: list[Path] | None = None, output: P
 
 
 if __name__ == "__main__":
-    try:
+    with ended_by_one_message():
         auto_cli({"report": report, "compare": compare}, as_positional=True)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"Error: {error}")

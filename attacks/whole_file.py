@@ -3,6 +3,7 @@
 A file in the making lies beside its place, and names its writer: .records.jsonl.<machine>-<pid>.<random>.part
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -20,11 +21,12 @@ def appearing(path: Path) -> Iterator[Path]:
     parts of this file whose writers died are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{_plain(path.name)}.*.part"):
+    name = _fitting(path.name, 128)
+    for left in path.parent.glob(f".{_plain(name)}.*.part"):
         with suppress(FileNotFoundError):  # another process deletes, too
             if not _may_be_written(left):
                 left.unlink()
-    part = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{name}.{_machine()}-{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         yield part
         part.replace(path)
@@ -60,10 +62,21 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def file_stem(clip: str) -> str:
-    """The name of a clip's own file, without its suffix: "Archery/v_1" is Archery--v_1. No two clips share one."""
+    """The name of a clip's own file, without its suffix: "Archery/v_1" is Archery--v_1. No two clips share one.
+
+    A name that is too long for a file is cut, and ends with a checksum.
+    """
     # A hyphen beside a slash or another hyphen could be read as part of "--", which stands for the slash.
     escaped = re.sub(r"-(?=[-/])|(?<=[-/])-", "%2D", clip.replace("%", "%25"))
-    return escaped.replace("/", "--")
+    return _fitting(escaped.replace("/", "--"), 200)
+
+
+def _fitting(name: str, most: int) -> str:
+    """A name of at most `most` bytes; the longest that a file may have is 255."""
+    data = name.encode()
+    if len(data) <= most:
+        return name
+    return data[: most - 17].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:16]
 
 
 def _machine() -> str:

@@ -12,8 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 from datamodules import download, flow_codec, flow_extraction, flow_finding, flow_import, yaml_environment
+from datamodules.errors import ended_by_one_message
 from datamodules.flow_layouts import Kind
 from datamodules.flow_store import FlowStore, store_manifest
+from datamodules.official_lists import NAMED
 from datamodules.video_dataset import Clip, VideoDataset
 
 
@@ -24,6 +26,7 @@ def data(
     fetch: Path | None = None,
     videos: str = download.VIDEOS,
     lists: str = download.LISTS,
+    named: int = NAMED,
 ) -> None:
     """Make or check a dataset: say what is used of it, what is missing and what cannot be decoded.
 
@@ -33,10 +36,13 @@ def data(
         fetch: a folder into which UCF-101 and its lists are downloaded and unpacked first, as far as they are missing.
         videos: where the archive of the videos is.
         lists: where the archive of the official lists is.
+        named: how many names of each kind of unused videos and files are shown.
     """
     if fetch is not None:
         download.download_ucf101(fetch, videos=videos, lists=lists)
     clips, faults = flow_extraction.present_clips(dataset)
+    if named != NAMED:
+        print("\n".join(dataset.account(named)))
     if decode:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             results = pool.map(lambda clip: _undecodable(dataset, clip), clips)
@@ -123,7 +129,7 @@ def import_flow(
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; what a user can mend ends as one message."""
     yaml_environment.install()
-    try:
+    with ended_by_one_message():
         auto_cli(
             [data, extract, verify, repair, import_flow],
             args=None if args is None else list(args),
@@ -131,8 +137,6 @@ def main(args: Sequence[str] | None = None) -> None:
             prog="python -m datamodules",
             parser_mode=yaml_environment.MODE,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        sys.exit(f"Error: {error}")
 
 
 def _store(dataset: VideoDataset, estimator: nn.Module, store: Path, layout: Kind | None = None) -> FlowStore:

@@ -5,10 +5,13 @@ What other packages raise keeps its traceback: no message of theirs tells a user
 
 import ast
 import builtins
+import os
 import re
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +37,18 @@ class Raised(NamedTuple):
     line: int
     code: str
     """the source line that raised it"""
+
+
+@contextmanager
+def ended_by_one_message() -> Iterator[None]:
+    """A command: what a user can mend ends it as one message, unless FLOWFOOL_TRACEBACK=1."""
+    try:
+        yield
+    except Exception as error:
+        message = None if os.environ.get("FLOWFOOL_TRACEBACK") == "1" else one_message(error)
+        if message is None:
+            raise
+        sys.exit(message)
 
 
 def one_message(error: BaseException) -> str | None:

@@ -4,7 +4,6 @@ the inspection of what it left, `make verify-tvl1`, `make repair-tvl1`."""
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import cv2
 from torch import nn
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from datamodules.flow_precompute import ExtractionError, precompute
 from datamodules.flow_store import FlowStore
+from datamodules.official_lists import NAMED
 from datamodules.video_dataset import Clip, VideoDataset
 
 
@@ -21,8 +21,12 @@ def present_clips(dataset: VideoDataset) -> tuple[list[Clip], list[str]]:
     Raises:
         FileNotFoundError: there is nothing at all.
     """
-    with suppress(FileNotFoundError):  # `available` says the same clip by clip, or raises where nothing is there
+    try:
         dataset.prepare()
+    except FileNotFoundError:  # `available` says the same clip by clip, or raises where nothing is there
+        found = dataset.available()
+        print("".join(f"{line}\n" for line in dataset.account(NAMED)), end="")
+        return found
     return dataset.available()
 
 

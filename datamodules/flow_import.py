@@ -13,6 +13,7 @@ from datamodules import flow_codec, half_written
 from datamodules.flow_finding import FoundFlow
 from datamodules.flow_store import FlowStore
 from datamodules.video_dataset import Clip, VideoDataset
+from datamodules.video_decode import count_frames
 
 
 def conversion(bound: float) -> str:
@@ -113,9 +114,15 @@ def _import_clip(
     frames = dataset.decode(clip)
     pairs, size = len(frames) - 1, frames.shape[1:3]
     if len(numbers) != pairs:
+        own = count_frames(clip.path, frame_rate=None, max_frames=None)[0] - 1
         raise ValueError(
-            f"{len(numbers)} flow fields, but {pairs} pairs of frames at the dataset's frame rate: was the flow "
-            "computed at another rate, or its end dropped?"
+            f"{len(numbers)} flow fields, but {pairs} pairs of frames at the dataset's frame rate"
+            + (
+                ", and as many as at the video's own: give a dataset with `frame_rate: null`, such as make … "
+                "DATASET=configs/data/ucf101_native.yaml"
+                if len(numbers) == own
+                else f" and {own} at the video's own: was the flow computed at another rate, or its end dropped?"
+            )
         )
     pngs = []
     for number in numbers:

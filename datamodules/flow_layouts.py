@@ -83,7 +83,7 @@ class Loose(Layout):
             for index, png in enumerate(pngs):
                 (part / plane_name(index)).write_bytes(png)
             (part / RECORD).write_text(_dumped(record))
-            replaced = half_written.part_of(final.with_name(f"{final.name}.replaced"))
+            replaced = half_written.part_of(final.with_name(f"{half_written.fitting(final.name, 100)}.replaced"))
             if final.exists():  # a folder cannot be renamed to one that holds files
                 final.rename(replaced)
             try:
@@ -120,7 +120,8 @@ class Archive(Layout):
     """
 
     def path(self, name: str) -> Path:
-        return self.folder / f"{name}.zip"
+        class_name, _, stem = name.rpartition("/")
+        return self.folder / class_name / half_written.fitting(f"{stem}.zip")
 
     def write(self, name: str, pngs: Sequence[bytes], record: dict[str, Any]) -> None:
         final = self.path(name)

@@ -1,5 +1,6 @@
 """Frame pairs with stored flow as their target, for fine-tuning FlowNet2 on TV-L1 (section 4)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from datamodules.batches import FlowPairBatch
 from datamodules.flow_precompute import to_frames
 from datamodules.flow_store import FlowStore
 from datamodules.transforms import random_pair_crop, random_pair_flips, random_pair_zoom, random_photometry
-from datamodules.video_data import FlowData
-from datamodules.video_dataset import Clip, VideoDataset
+from datamodules.video_data import FlowData, refuse_several_sizes, refuse_smaller
+from datamodules.video_dataset import Clip, Subset, VideoDataset
 
 
 class FlowPairs(FlowData):
@@ -79,6 +80,17 @@ class FlowPairs(FlowData):
         self.pairs_at_once = pairs_at_once
         self.clips_per_batch = clips_per_batch
         self.test_pairs = test_pairs
+
+    def refuse_sizes(self, subset: Subset, measures: Sequence[tuple[Clip, int, tuple[int, int]]]) -> None:
+        """Training frames are at least as large as the crop; without one, all of a size. Test clips come one by one."""
+        if subset != "train":
+            return
+        if self.crop is not None:
+            refuse_smaller(measures, self.crop, f"crop {self.crop[0]}×{self.crop[1]}")
+        elif self.clips_per_batch > 1:
+            refuse_several_sizes(
+                measures, "Give a `crop` that fits them all, set the dataset's `frame_size`, or `clips_per_batch: 1`"
+            )
 
     def train_dataloader(self) -> DataLoader:
         """FlowPairBatch of augmented pairs of the train clips."""

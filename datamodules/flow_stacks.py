@@ -1,5 +1,6 @@
 """Stacks of stored flow with their class, for the classifiers (section 4)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from datamodules.batches import FlowStackBatch
 from datamodules.flow_codec import FLOW_BOUND, decode
 from datamodules.flow_store import FlowStore
 from datamodules.transforms import centre_crop, erase_flow, flip_flow, random_square, resize_flow, reverse_flow
-from datamodules.video_data import FlowData
-from datamodules.video_dataset import Clip, VideoDataset
+from datamodules.video_data import FlowData, refuse_smaller
+from datamodules.video_dataset import Clip, Subset, VideoDataset
 
 
 class FlowStacks(FlowData):
@@ -80,6 +81,11 @@ class FlowStacks(FlowData):
         self.flip, self.reverse, self.erase = flip, reverse, erase
         self.stacks_per_clip = stacks_per_clip
         self.batch_size = batch_size
+
+    def refuse_sizes(self, subset: Subset, measures: Sequence[tuple[Clip, int, tuple[int, int]]]) -> None:
+        """Test frames are at least as large as the crop; training crops are resized."""
+        if subset == "test":
+            refuse_smaller(measures, (self.crop, self.crop), f"crop {self.crop}")
 
     def train_dataloader(self) -> DataLoader:
         """FlowStackBatch of random stacks of the train clips."""

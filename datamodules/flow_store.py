@@ -118,6 +118,12 @@ class FlowStore:
         self._need(clip)
         return self.layout.fields(clip.name)
 
+    def size(self, clip: Clip) -> tuple[int, int]:
+        """(H, W) of a clip's flow; errors as `n_flow`."""
+        self._need(clip)
+        height, width = self.layout.record(clip.name)["size"]
+        return height, width
+
     def checksum(self, clip: Clip) -> str:
         """Of a clip's planes as they were written; errors as `n_flow`."""
         self._need(clip)

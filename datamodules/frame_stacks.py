@@ -46,10 +46,22 @@ class FrameStacks(VideoData):
         """What decides which stacks come out."""
         return {**super().settings, "max_stacks": self.max_stacks, "max_clips": self.max_clips}
 
-    def test_dataloader(self) -> DataLoader:
-        """VideoBatch of each test clip; without stacks where a callback has no need of it.
+    def prepare_data(self) -> None:
+        """Make, download or check the videos; every clip that is attacked has a stack.
 
-        A callback names such clips in `clips_not_needed`, before the data is loaded.
+        Raises:
+            ValueError: a clip has none, or cannot be read; names it.
+        """
+        super().prepare_data()
+        clips = self.clips("test")
+        chosen = [clips[index] for index in spread(len(clips), self.max_clips)]
+        self.refuse_unfit(self.measured(chosen, self.dataset.measure), self.stack_length)
+
+    def test_dataloader(self) -> DataLoader:
+        """VideoBatch of each test clip.
+
+        Clips that a callback lists in `clips_not_needed` have no stacks and are not decoded; the list must be there
+        before the loader is made.
         """
         callbacks: list[Any] = [] if self.trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
         not_needed = {name for callback in callbacks for name in getattr(callback, "clips_not_needed", ())}

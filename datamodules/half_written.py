@@ -5,6 +5,7 @@
 so that what a killed process left can be told from what another one is writing.
 """
 
+import hashlib
 import os
 import re
 import secrets
@@ -14,11 +15,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_LONGEST = 255
+"""Bytes of a file's name, on Linux and on macOS."""
+
 
 def part_of(final: Path) -> Path:
     """Where this process makes `final`. What lies there is removed: it is an earlier process's of the same number, as
     they recur in containers."""
-    part = final.with_name(f".{final.name}.{_machine()}-{os.getpid()}.part")
+    part = final.with_name(f".{fitting(final.name, 128)}.{_machine()}-{os.getpid()}.part")
     if part.is_dir():
         shutil.rmtree(part)
     else:
@@ -26,12 +30,20 @@ def part_of(final: Path) -> Path:
     return part
 
 
+def fitting(name: str, most: int = _LONGEST) -> str:
+    """A file name of at most `most` bytes: a longer one is cut, and a checksum keeps it apart from others."""
+    data = name.encode()
+    if len(data) <= most:
+        return name
+    return data[: most - 17].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:16]
+
+
 @contextmanager
 def appearing(final: Path) -> Iterator[Path]:
     """A file to write, which becomes `final` where the block ends well, and is removed where it fails. Any number of
     writers may make the same file: the last one's stays."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(final.with_name(f"{final.name}.{secrets.token_hex(4)}"))
+    part = part_of(final.with_name(f"{fitting(final.name, 100)}.{secrets.token_hex(4)}"))
     try:
         yield part
         part.replace(final)
@@ -49,7 +61,7 @@ def sweep(parts: Iterable[Path]) -> None:
 
 
 def _machine() -> str:
-    return re.sub(r"\W", "_", os.uname().nodename)
+    return fitting(re.sub(r"\W", "_", os.uname().nodename), 64).replace("~", "_")
 
 
 def _writer_is_alive(part: Path) -> bool:

@@ -52,7 +52,7 @@ class EmbeddedDataset(UCF101):
         contrast: of the textures, above 0 and at most 1: the lower, the more a small perturbation weighs.
         size: (H, W) of the frames, even. The drawing scales with the shorter side; texture features are 5 pixels at 64.
         split: 1, 2 or 3.
-        frame_rate: frames per second that `decode` gives.
+        frame_rate: frames per second that `decode` gives; None: all 25.
         frame_size: (H, W) that `decode` resizes to; None keeps `size`.
         max_frames: `decode` gives the first frames only.
 
@@ -74,7 +74,7 @@ class EmbeddedDataset(UCF101):
         contrast: float = 1.0,
         size: tuple[int, int] = (64, 64),
         split: Literal[1, 2, 3] = 1,
-        frame_rate: float = 12.0,
+        frame_rate: float | None = 12.0,
         frame_size: tuple[int, int] | None = None,
         max_frames: int | None = None,
     ) -> None:

@@ -52,6 +52,16 @@ class VideoDataset(ABC):
         them."""
         return [*self.clips("train"), *self.clips("test")], []
 
+    def account(self, most: int) -> list[str]:
+        """What lies with the videos and is not used, counted and named (`most` of each kind), a line a kind."""
+        del most
+        return []
+
+    def measure(self, clip: Clip) -> tuple[int, tuple[int, int]]:
+        """Number and size (H, W) of the clip's frames. Decodes them all: override it where the file tells."""
+        frames = self.decode(clip)
+        return len(frames), (frames.shape[1], frames.shape[2])
+
     @abstractmethod
     def decode(self, clip: Clip) -> np.ndarray:
         """The clip's frames, uint8 RGB (T, H, W, 3)."""

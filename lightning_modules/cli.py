@@ -4,8 +4,6 @@ LightningCLI with run folders that resume by themselves, offline W&B without a k
 """
 
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -19,9 +17,9 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from datamodules import yaml_environment
+from datamodules.errors import ended_by_one_message
 from lightning_modules.callbacks import EpochSeed, FinalWeights, OnePrecision, RunConfig
 from lightning_modules.divergence import FiniteTraining
-from lightning_modules.errors import one_message
 from lightning_modules.run_folder import RunFolder, WholeCheckpoints
 from lightning_modules.trainer_precision import choose_precision
 from lightning_modules.wandb_server import OFFLINE_MODES, WANDB_WAY_OUT, check_wandb, set_wandb_mode
@@ -166,13 +164,8 @@ class FlowFoolCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None, command: Callable[[Sequence[str] | None], object] = FlowFoolCLI) -> None:
     """Run a command line; what a user can mend ends as one message, unless FLOWFOOL_TRACEBACK=1."""
-    try:
+    with ended_by_one_message():
         command(args)
-    except Exception as error:
-        message = None if os.environ.get("FLOWFOOL_TRACEBACK") == "1" else one_message(error)
-        if message is None:
-            raise
-        sys.exit(message)
 
 
 def _checkpoints(default_root_dir: str | None) -> str | None:

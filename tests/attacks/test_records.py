@@ -180,7 +180,22 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
 
 
 def test_clips_whose_names_differ_in_hyphens_and_slashes_have_files_of_their_own(tmp_path: Path) -> None:
-    clips = ["a/b", "a--b", "a-/b", "a/-b", "a---b", "a%2D%2Db", "a/-/b", "a-b", "a//b", "a----b", "a-/-b"]
+    long = "Klasse/" + "ä" * 122  # the class and the name together do not fit a file's name
+    clips = [
+        f"{long}1",
+        f"{long}2",
+        "a/b",
+        "a--b",
+        "a-/b",
+        "a/-b",
+        "a---b",
+        "a%2D%2Db",
+        "a/-/b",
+        "a-b",
+        "a//b",
+        "a----b",
+        "a-/-b",
+    ]
     files = {clip: rows_path(tmp_path, clip) for clip in clips}
     assert len(set(files.values())) == len(clips)
     assert files["a/b"].name == "a--b.json" and files["a-b"].name == "a-b.json"  # as earlier sweeps have them

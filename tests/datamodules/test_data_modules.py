@@ -42,10 +42,10 @@ def test_flow_stacks(flow_options):
 
 
 def test_a_second_run_computes_nothing(flow_options, monkeypatch):
-    data = FlowStacks(**flow_options)
+    data = FlowStacks(**flow_options, crop=32)
     data.prepare_data()
     monkeypatch.setattr(UCF101, "decode", lambda *_: pytest.fail("decoded again"))
-    FlowStacks(**flow_options).prepare_data()
+    FlowStacks(**flow_options, crop=32).prepare_data()
 
 
 def test_stacks_of_memory_and_of_the_store_are_the_same_frames(flow_options):
@@ -92,16 +92,49 @@ def test_some_videos_and_some_stacks(flow_options):
     assert spread(10, 4) == [0, 2, 5, 7] and spread(3, None) == [0, 1, 2]
 
 
-def test_a_clip_shorter_than_a_stack_is_named(flow_options, video_writer, texture):
+def unfit(module, message):
+    """Refused before any flow is computed."""
+    with pytest.raises(ValueError, match=message):
+        module.prepare_data()
+    assert not hasattr(module, "store") or not module.store.made
+
+
+@pytest.mark.parametrize("subset", ["train", "test"])
+def test_clips_shorter_than_a_stack_are_named_before_the_work(flow_options, video_writer, texture, subset):
+    clips = flow_options["dataset"].clips(subset)[1:]
+    for clip in clips:
+        video_writer(clip.path, texture(0, count=10))
+    named = rf"{len(clips)} of \d clips are shorter.* 11 frames(?s:.)*" + r"(?s:.)*".join(
+        rf"{clip.path.name}: 10 frames" for clip in clips
+    )
+    unfit(FlowStacks(**flow_options, crop=32), named)
+    if subset == "test":
+        unfit(FrameStacks(flow_options["dataset"], num_workers=0), named)
+        FrameStacks(flow_options["dataset"], num_workers=0, max_clips=1).prepare_data()  # attacks the first alone
+    FlowPairs(**flow_options).prepare_data()  # two frames are enough
+
+
+def test_clips_of_several_sizes_are_named_before_the_work(flow_options, video_writer, texture):
+    clip = flow_options["dataset"].clips("train")[3]
+    video_writer(clip.path, texture(0, size=(40, 64)))
+    unfit(FlowPairs(**flow_options), r"of 2 sizes(?s:.)*40×64: 1 clips, .*v_HandstandPushups_g03_c01\.avi(?s:.)*crop")
+    unfit(FlowPairs(**flow_options, crop=(44, 44)), r"crop 44×44: .* 1 clips are smaller(?s:.)*g03_c01\.avi: 40×64")
+    FlowPairs(**{**flow_options, "dataset": UCF101(flow_options["dataset"].root, frame_size=(48, 64))}).prepare_data()
+
+
+def test_a_test_clip_smaller_than_the_crop_is_named_before_the_work(flow_options, video_writer, texture):
     clip = flow_options["dataset"].clips("test")[2]
-    video_writer(clip.path, texture(0, count=10))
-    message = r"v_Rowing_g01_c01\.avi: 10 frames .* a stack needs 11"
-    with pytest.raises(ValueError, match=message):
-        list(FrameStacks(flow_options["dataset"], num_workers=0).test_dataloader())
-    data = FlowStacks(**flow_options)
-    data.prepare_data()
-    with pytest.raises(ValueError, match=message):
-        data.val_dataloader()
+    video_writer(clip.path, texture(0, size=(40, 64)))
+    unfit(FlowStacks(**flow_options, crop=48), r"crop 48: .* 1 clips are smaller(?s:.)*v_Rowing_g01_c01\.avi: 40×64")
+    FlowStacks(**flow_options, crop=40).prepare_data()
+
+
+def test_a_clip_that_cannot_be_read_is_named_before_a_sweep(flow_options):
+    clip = flow_options["dataset"].clips("test")[2]
+    clip.path.write_bytes(clip.path.read_bytes()[:2000])
+    unfit(
+        FrameStacks(flow_options["dataset"], num_workers=0), r"1 of 3 clips cannot be read:\n  .*v_Rowing_g01_c01\.avi"
+    )
 
 
 def test_scales_are_fractions(flow_options):
@@ -153,7 +186,7 @@ def of(processes: int, fn: str = "fit") -> SimpleNamespace:
 
 
 def test_a_training_step_is_as_large_whatever_the_number_of_processes(flow_options):
-    for data in (FlowStacks(**flow_options, batch_size=4), FlowPairs(**flow_options, clips_per_batch=4)):
+    for data in (FlowStacks(**flow_options, crop=32, batch_size=4), FlowPairs(**flow_options, clips_per_batch=4)):
         data.prepare_data()
         for processes in (1, 2, 4):
             data.trainer = of(processes)
@@ -172,7 +205,7 @@ def test_a_training_step_is_as_large_whatever_the_number_of_processes(flow_optio
 def test_a_step_that_the_processes_do_not_divide_is_refused_before_flow_is_computed(
     flow_options, kind, option, step, processes, fitting
 ):
-    data = kind(**flow_options, **{option: step})
+    data = kind(**flow_options, crop=32 if kind is FlowStacks else None, **{option: step})
     data.trainer = of(processes)
     with pytest.raises(
         ValueError, match=rf"{option} {step} .* {processes} processes .*--data\.init_args\.{option}={fitting},"

@@ -1,4 +1,5 @@
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,11 @@ from datamodules.__main__ import main
 from datamodules.flow_finding import FoundFlow, find_flow
 from datamodules.flow_import import conversion, import_flow
 from datamodules.flow_precompute import estimate_clip
+from datamodules.flow_stacks import FlowStacks
 from datamodules.flow_store import FlowStore, store_manifest
 from datamodules.ucf101 import UCF101
 from datamodules.video_dataset import Clip
+from lightning_modules.flow.imported import ImportedFlow
 
 ARRANGEMENTS = {
     "flow_x, flow_y in the clip's folder, from 1": lambda clip, axis, k: f"{clip}/flow_{'xy'[axis]}_{k + 1:05d}",
@@ -231,3 +234,34 @@ def test_the_command_says_what_it_took_the_images_for(small_tree, tmp_path, diff
     )
     with pytest.raises(SystemExit, match="imported with bound 15, 20 is asked for"):
         main(command)
+
+
+def denseflow(folder: Path, dataset: UCF101, estimator) -> None:
+    """Class/clip/flow_x_00000.jpg, of every frame of every clip, as its authors' tool writes it."""
+    name = lambda clip, axis, k: f"{clip}/flow_{'xy'[axis]}_{k:05d}"  # noqa: E731
+    lay_out(folder, dataset, estimator, name, ".jpg")
+
+
+def test_flow_of_every_frame_is_imported_at_the_videos_own_rate(
+    small_tree, tmp_path, difference, monkeypatch, video_writer, texture
+):
+    """By the shipped YAML; at 12 frames per second it is refused, and the message says what to give."""
+    monkeypatch.setenv("UCF101", str(small_tree))
+    for clip, rate in zip(UCF101(small_tree).clips("train"), (25, Fraction(30000, 1001), 15), strict=False):
+        video_writer(clip.path, texture(0, count=30), rate=rate)
+    denseflow(tmp_path / "theirs", UCF101(small_tree, frame_rate=None), difference())
+    configs = Path(__file__).parents[2] / "configs"
+    command = ["import_flow", f"--source={tmp_path / 'theirs'}", f"--estimator={configs / 'flow' / 'imported.yaml'}"]
+    with pytest.raises(SystemExit, match=r"9 faults:(?s:.)*29 flow fields, but \d+ .* DATASET=configs/data/"):
+        main([*command, f"--store={tmp_path / 'twelve'}", f"--dataset={configs / 'paper' / 'dataset.yaml'}"])
+    main([*command, f"--store={tmp_path / 'own'}", f"--dataset={configs / 'data' / 'ucf101_native.yaml'}"])
+    data = FlowStacks(
+        UCF101(small_tree, frame_rate=None),
+        estimator=ImportedFlow(algorithm="imported"),
+        store=tmp_path / "own",
+        crop=32,
+        num_workers=0,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).flow.shape == (6, 20, 32, 32)
