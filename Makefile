@@ -187,11 +187,13 @@ ALL_ARGS = printf '%s\n' $(call quoted,$(UCF101) $(STEP_ARGS)) $(if $(DATASET),$
 $(RUN_TARGET)/flownet2.args $(RUN_TARGET)/classifiers.args $(RUN_TARGET)/attack-sweep.args: FORCE
 	@mkdir -p $(call quoted,$(RUN)); $(ALL_ARGS) | cmp -s - $(call quoted,$@) || $(ALL_ARGS) > $(call quoted,$@)
 
+# A process for each core; the tests of a file, which share what they make, stay together.
+TESTS := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
 test: $(INSTALLED) ## run the tests; UCF101=DIR and FLOWNET2_ORACLE=DIR add those that need real data
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: $(INSTALLED) ## run the slow tests too
-	$(VENV)/bin/python -m pytest
+	$(TESTS)
 
 bench-correlation: $(INSTALLED) ## the correlation layer beside a plain loop and, where installed, the compiled extension
 	$(VENV)/bin/python tests/benchmarks/correlation.py $(BENCH_ARGS)

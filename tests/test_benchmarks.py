@@ -65,6 +65,7 @@ def test_extraction(ucf101_root, algorithm):
     assert re.search(r"1 clips, \d+ pairs", printed) and "UCF-101 at this rate" in printed, printed
 
 
+@pytest.mark.slow
 def test_sweep_engine():
     """One stack of the smallest frames: the three agree, and the engine sees the fewest pairs."""
     printed = run(

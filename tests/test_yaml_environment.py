@@ -97,7 +97,7 @@ def test_the_dataset_is_given_the_name_as_it_is(name, monkeypatch):
     monkeypatch.setenv("UCF101", name)
     with pytest.raises(SystemExit) as stop:
         datamodules_main(["data", DATASET])
-    assert str(stop.value.code).startswith(f"Error: {name}: no such folder")
+    assert str(stop.value.code).startswith(f"\nError: {name}: no such folder")
 
 
 def test_the_former_spelling_means_the_same(parsed):

@@ -191,6 +191,7 @@ def test_slugs_differ_where_names_do() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", slug(name)) for name in names)
 
 
+@pytest.mark.slow
 def test_a_figure_that_fails_costs_no_other(
     plain: Path, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

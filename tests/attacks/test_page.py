@@ -225,6 +225,7 @@ def test_too_large_a_gallery_stands_still(report: Report, monkeypatch: pytest.Mo
     assert "One frame of each stands for the clip" in page.read_text()
 
 
+@pytest.mark.slow
 def test_frames_of_full_size_move_in_the_gallery(report: Report) -> None:
     """Four examples of UCF-101's size under eight attacks, two of them on all frames: shrunk until they fit."""
     generator = np.random.default_rng(0)

@@ -90,6 +90,7 @@ def test_a_sweep_leaves_its_rows_and_the_clean_control(tmp_path: Path) -> None:
             assert row["prediction"] == record.prediction
 
 
+@pytest.mark.slow
 def test_rows_that_are_missing_are_made_without_other_records(tmp_path: Path) -> None:
     toy.run(tmp_path, videos=3, realise=1, targets={})
     before = {name: (tmp_path / name).read_bytes() for name in ("records.jsonl", "realisability.json")}

@@ -102,6 +102,7 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(whole: Path, tmp_path: Path) -
     assert (folder / "records-rank0.jsonl").read_bytes().count(b"clip_complete") == 11
 
 
+@pytest.mark.slow
 def test_a_process_with_little_to_do_waits_for_the_others(tmp_path: Path) -> None:
     """Lightning's own collectives give up after two seconds here, as they do after half an hour; one process takes
     eight seconds longer than the other."""
@@ -326,6 +327,7 @@ def test_the_console_tells_once_whatever_the_number_of_attacks(tmp_path: Path) -
     assert told.startswith("Warning: ") and "had a gradient of zero everywhere" in told
 
 
+@pytest.mark.slow
 def test_more_batches_extend_a_limited_sweep(whole: Path, tmp_path: Path) -> None:
     toy.run(tmp_path, limit=4, examples=2)
     assert "4 of 11 videos" in (tmp_path / "tables.txt").read_text()

@@ -178,6 +178,7 @@ def test_other_attacks_and_epsilons_stand_alone(tmp_path: Path, records: list[Re
     assert [row[1] for row in rows_written] == ["this run", "95 %"] * 2
 
 
+@pytest.mark.slow
 def test_report_is_rebuilt_from_records_alone(folder: Path, report: Report) -> None:
     page = folder / "report" / "index.html"
     before = {path: path.read_bytes() for path in [folder / "tables.txt", folder / "results.json", page]}

@@ -104,6 +104,7 @@ def test_killed_at_random_moments_the_store_is_that_of_an_uninterrupted_run(smal
     assert not list(store.glob("*/.*"))
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_extraction(small_tree, tmp_path):
     process = start(small_tree, tmp_path, "--workers=2")
     wait_for(lambda: len(clips_in(tmp_path)) > 0)
@@ -113,6 +114,7 @@ def test_no_worker_outlives_a_killed_extraction(small_tree, tmp_path):
     wait_for(lambda: not members(process.pid))
 
 
+@pytest.mark.slow
 def test_two_nodes_and_two_shards_give_the_store_of_one_process(small_tree, tmp_path):
     """Started together, as a launcher does: by the Trainer's variables, and by --shard."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}

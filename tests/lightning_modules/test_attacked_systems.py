@@ -234,6 +234,7 @@ def test_exported_files_hold_the_examples_and_their_verdicts(exported: Path, swe
             assert "lpips" not in row["quality"]
 
 
+@pytest.mark.slow
 def test_the_paths_of_a_sweeps_systems_are_in_its_report(experiment: Path, swept: Path) -> None:
     arguments = [f"--config={experiment}/attack-sweep.yaml", f"--stores={experiment}/flow", f"--sweep={swept}"]
     with pytest.raises(SystemExit, match="attacked other systems than these"):
@@ -286,6 +287,7 @@ def asked_paths(experiment: Path, sweep: Path, *more: str, stop_at: int | None =
     return asked
 
 
+@pytest.mark.slow
 def test_a_killed_check_of_paths_goes_on(
     experiment: Path, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
