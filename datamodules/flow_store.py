@@ -63,14 +63,14 @@ class FlowStore:
 
     def open_for_writing(self) -> None:
         """Make the store, or check that it holds the flow that is meant, and remove what a killed run left
-        half-written.
+        half-written. A store without a clip is made anew: a call that failed at every clip binds nobody.
 
         Raises:
             ValueError: it was made with other settings or by other versions; names each that differs.
         """
         path = self.folder / "manifest.json"
         libraries = _libraries()
-        if self.made:
+        if self.made and any(not found.name.startswith(".") for found in self.folder.glob("*/*")):
             self.check()
             found = json.loads(path.read_text()).get("libraries", libraries)
             differing = differences(found, libraries, "libraries")
@@ -82,6 +82,7 @@ class FlowStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             kind = self.asked_layout or DEFAULT_LAYOUT
             _write_json(path, {**self.manifest, "layout": kind, "libraries": libraries})
+            self._layout = None
         self.layout.sweep()
 
     def check(self) -> None:

@@ -303,9 +303,10 @@ class UCF101(VideoDataset):
                 "set `allow_missing: true`"
             )
         if len(classes) < 2:
+            lacking = [name for name in self._wanted_classes if name not in classes]
             raise FileNotFoundError(
-                f"{self.video_folder}: {len(classes)} classes have both train and test clips of split "
-                f"{self.split}; two are the least"
+                f"{self.video_folder}: {len(classes)} classes have both train and test clips of split {self.split}; "
+                f"two are the least. Not so: {named(lacking, NAMED)}"
             )
         labels = {same(name): label for label, name in enumerate(classes)}
         clips = {

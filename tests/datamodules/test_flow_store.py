@@ -494,3 +494,16 @@ def test_the_longest_names_are_stored(tmp_path, difference, layout):
         assert store.n_flow(clip) == 3 and store.size(clip) == (8, 8) and store.fault(clip) is None
         assert np.abs(store.read(clip, 0, 3) - value).max() < 0.1
     assert not list((tmp_path / "store").rglob("*.part"))
+
+
+def test_a_store_without_a_clip_binds_nobody(tmp_path, difference):
+    """A call that failed at every clip is followed by one with other settings."""
+    clip = Clip(tmp_path / "a.avi", "Class/a", 0, "g")
+    clip.path.touch()
+    for factor, layout in ((1.0, "loose"), (2.0, "archive")):
+        store = FlowStore(tmp_path / "store", store_manifest(difference(factor).settings, {}), layout)
+        store.open_for_writing()
+    store.write(clip, np.zeros((1, 2, 8, 8), np.float32))
+    assert (tmp_path / "store" / "Class" / "a.zip").is_file()
+    with pytest.raises(ValueError, match=r"factor: 2\.0 there, 1\.0 asked for"):
+        FlowStore(tmp_path / "store", store_manifest(difference(1.0).settings, {})).open_for_writing()
