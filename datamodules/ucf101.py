@@ -24,7 +24,7 @@ from datamodules.official_lists import (
     refuse_repeated,
     same,
     stem,
-)  # fmt: skip
+)
 from datamodules.video_dataset import Clip, Subset, VideoDataset
 from datamodules.video_decode import count_frames, decode_video, refuse_impossible
 
@@ -38,6 +38,8 @@ class _Tree(NamedTuple):
     """those of no class, and folders within a class, with the number of videos in each"""
     other_files: list[str]
     """what has no video's suffix"""
+    stray: list[str]
+    """videos in no class's folder, beside them"""
 
 
 class UCF101(VideoDataset):
@@ -170,6 +172,7 @@ class UCF101(VideoDataset):
             "listed clips of the other classes are not here": [] if refused else missing,
             "clips are of classes that have no train clip here, or no test clip": [] if refused else unused,
             f"videos are in no list of split {self.split}": unlisted,
+            "videos lie in no class's folder": tree.stray,
             "folders are no class's": folders,
             "files are no videos by their suffix": tree.other_files,
         }
@@ -244,7 +247,9 @@ class UCF101(VideoDataset):
     def _tree(self) -> _Tree:
         official = {same(name) for name in self._official.names}
         wanted = {same(name) for name in self._wanted_classes}
-        tree = _Tree(defaultdict(dict), {}, [])
+        beside = sorted(path.name for path in self.video_folder.iterdir() if path.is_file())
+        stray = [name for name in beside if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        tree = _Tree(defaultdict(dict), {}, [name for name in beside if name not in stray], stray)
         for folder in sorted(path for path in self.video_folder.iterdir() if path.is_dir()):
             class_name = same(folder.name)
             if class_name not in official:

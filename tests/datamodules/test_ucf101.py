@@ -242,6 +242,7 @@ def test_what_is_not_used_is_counted_and_named(tmp_path):
     (videos / "Left" / "notes.txt").touch()
     (videos / "Left" / "more").mkdir()
     (videos / "Left" / "more" / "x.avi").touch()
+    (videos / "v_Left_g10_c01.avi").touch()
     (videos / "Sideways").mkdir()
     (videos / "Sideways" / "y.avi").touch()
     (videos / "Right" / "v_Right_g03_c01.avi").unlink()
@@ -258,6 +259,7 @@ def test_what_is_not_used_is_counted_and_named(tmp_path):
         "not used: 2 clips are of classes that have no train clip here, or no test clip: Up/v_Up_g03_c01, "
         "Up/v_Up_g04_c01",
         "not used: 1 videos are in no list of split 1: Left/v_Left_g09_c01.mp4",
+        "not used: 1 videos lie in no class's folder: v_Left_g10_c01.avi",
         "not used: 2 folders are no class's: Left/more (1 videos), Sideways (1 videos)",
         "not used: 1 files are no videos by their suffix: Left/notes.txt",
     ]
