@@ -145,6 +145,7 @@ def test_notes_say_what_a_fault_means(report: Report, records: list[Record]) -> 
     assert head.count("a gradient of zero everywhere") == head.count("have no verdict") == 1
 
 
+@pytest.mark.slow
 def test_without_faults_nothing_is_said(whole: Path) -> None:
     results = load_results(whole)
     assert not any(counts.faults or counts.unjudged for counts in results.tallies.values())

@@ -236,6 +236,7 @@ def test_without_a_font_a_class_is_its_number(name: str, fonts: list[str]) -> No
     assert families(classes) == ["DejaVu Sans"]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_once(plain: Path, fonts: list[str], tmp_path: Path) -> None:
     settings = json.loads((plain / "settings.json").read_text())
     settings["classes"][1] = CLAP

@@ -66,6 +66,7 @@ def test_lossless_video_says_what_memory_says(rows: tuple) -> None:
     assert said["ffv1"] == said["8-bit"]
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_its_rows_and_the_clean_control(tmp_path: Path) -> None:
     toy.run(tmp_path, videos=5, realise=2, examples=1, targets={})
     rows = json.loads((tmp_path / "realisability.json").read_text())

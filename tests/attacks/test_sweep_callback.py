@@ -232,6 +232,7 @@ class Bar(TQDMProgressBar):
         super().on_test_end(trainer, pl_module)
 
 
+@pytest.mark.slow
 def test_the_bar_counts_stacks(tmp_path: Path) -> None:
     for limit, said in ((2, "5 of 5"), (5, "14 of 14")):  # the second run finds two of its videos done
         bar = Bar()
@@ -314,6 +315,7 @@ def test_the_console_tells_once_of_rows_that_say_nothing(tmp_path: Path, capsys:
     assert "says nothing of robustness" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_console_tells_once_whatever_the_number_of_attacks(tmp_path: Path) -> None:
     """Six of the default attacks have no gradient; each would warn, in each call."""
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--videos", "2", "--realise", "0"]

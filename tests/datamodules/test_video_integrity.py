@@ -211,6 +211,7 @@ print((most - before - frames.nbytes) / 2**20, frames.nbytes / 2**20)
 """
 
 
+@pytest.mark.slow
 def test_only_the_frames_asked_for_are_kept_in_memory(tmp_path):
     """Of five seconds of 1080p60 every fifth frame: the peak is 64 MB above them at most."""
     path = tmp_path / "large.mp4"

@@ -176,6 +176,7 @@ def test_float_flow_is_counted_and_is_no_difference(experiment: Path) -> None:
     assert (found.memory, found.video, found.float_differs, found.differing) == (16, 16, 16, [])
 
 
+@pytest.mark.slow
 def test_paths_agree_on_real_clips(ucf101_root: Path, tmp_path: Path) -> None:
     dataset = UCF101(ucf101_root, allow_missing=True, frame_size=(60, 80), max_frames=11)
     count = len(dataset.clips("test")[::40])
@@ -314,6 +315,7 @@ def test_a_killed_check_of_paths_goes_on(
     assert {path.stem: path.read_text() for path in (sweep / "paths").glob("*.jsonl")} == lines
 
 
+@pytest.mark.slow
 def test_kept_differences_count(experiment: Path, sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table, the file and the exit code come from all lines, and a few clips are a beginning of all."""
     assert len(asked_paths(experiment, sweep, "--data.init_args.max_clips=3")) == 6
@@ -355,6 +357,7 @@ def test_paths_kept_with_other_settings_are_refused(experiment: Path, sweep: Pat
         asked_paths(experiment, sweep)
 
 
+@pytest.mark.slow
 def test_a_kept_line_that_is_none_is_named(experiment: Path, sweep: Path) -> None:
     asked_paths(experiment, sweep, stop_at=2)
     path = sweep / "paths" / "flownet2.jsonl"
@@ -365,6 +368,7 @@ def test_a_kept_line_that_is_none_is_named(experiment: Path, sweep: Path) -> Non
             asked_paths(experiment, sweep)
 
 
+@pytest.mark.slow
 def test_a_clip_whose_stored_flow_is_another_is_asked_again(experiment: Path, sweep: Path, tmp_path: Path) -> None:
     every = asked_paths(experiment, sweep)
     shutil.copytree(experiment / "flow", tmp_path / "flow")
