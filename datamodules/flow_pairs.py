@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -144,10 +145,11 @@ class ClipPairs(Dataset[FlowPairBatch]):
     def __getitem__(self, index: int) -> FlowPairBatch:
         clip_index, pairs = self.blocks[index]
         clip = self.clips[clip_index]
-        images = self.dataset.decode(clip)
+        wanted = sorted({frame for pair in pairs for frame in (pair, pair + 1)})
+        images = dict(zip(wanted, self.dataset.decode_frames(clip, wanted), strict=True))
         items = []
         for pair in pairs:
-            frames = to_frames(images[pair : pair + 2])
+            frames = to_frames(np.stack([images[pair], images[pair + 1]]))
             flow = torch.from_numpy(self.store.read(clip, pair, 1))
             items.append((frames, flow) if self.augment is None else self.augment(frames, flow))
         return FlowPairBatch(torch.stack([frames for frames, _ in items]), torch.stack([flow for _, flow in items]))

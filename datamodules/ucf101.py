@@ -6,6 +6,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -130,8 +131,17 @@ class UCF101(VideoDataset):
 
     def decode(self, clip: Clip) -> np.ndarray:
         """The clip's frames, uint8 RGB (T, H, W, 3); errors as `decode_video`."""
+        return self._decode(clip)
+
+    def decode_frames(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        """Some of the clip's frames, by increasing index: the others are not converted to RGB."""
+        if type(self).decode is not UCF101.decode:  # a subclass's frames are its own
+            return super().decode_frames(clip, indices)
+        return self._decode(clip, indices)
+
+    def _decode(self, clip: Clip, only: Sequence[int] | None = None) -> np.ndarray:
         return decode_video(
-            clip.path, frame_rate=self.frame_rate, frame_size=self.frame_size, max_frames=self.max_frames
+            clip.path, frame_rate=self.frame_rate, frame_size=self.frame_size, max_frames=self.max_frames, only=only
         )
 
     def measure(self, clip: Clip) -> tuple[int, tuple[int, int]]:

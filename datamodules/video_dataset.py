@@ -1,6 +1,7 @@
 """What a dataset of labelled videos offers; subclass this and every command works on your videos."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -65,3 +66,8 @@ class VideoDataset(ABC):
     @abstractmethod
     def decode(self, clip: Clip) -> np.ndarray:
         """The clip's frames, uint8 RGB (T, H, W, 3)."""
+
+    def decode_frames(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
+        """Some of the clip's frames, as `decode` gives them, by increasing index. Decodes them all: override it where
+        it saves work to leave the others out."""
+        return self.decode(clip)[list(indices)]

@@ -6,7 +6,8 @@ Only the frames asked for are kept, and those few whose place in time is not kno
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ def decode_video(
     frame_rate: float | None = 12.0,
     frame_size: tuple[int, int] | None = None,
     max_frames: int | None = None,
+    only: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The frames nearest in time to 0, 1/rate, 2/rate, … seconds after the first, upright as a player shows them.
 
@@ -38,18 +40,21 @@ def decode_video(
         frame_rate: frames per second of the result, at most the source's own rate; None takes every frame.
         frame_size: (H, W) to resize to (area interpolation); None keeps the source's size.
         max_frames: stop after this many frames.
+        only: indices of the frames wanted, increasing; the others are decoded, but not converted to RGB. None: all.
 
     Returns:
-        uint8 RGB (T, H, W, 3).
+        uint8 RGB (T, H, W, 3); T is the length of `only` where that is given.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file cannot be decoded, is cut off or damaged inside, holds no frame, or has fewer frames per
-            second than asked for; names the file. Or an option is out of range.
+        ValueError: the file cannot be decoded, is cut off or damaged inside, holds no frame, or has fewer frames, or
+            frames per second, than asked for; names the file. Or an option is out of range.
     """
     refuse_impossible(frame_rate, frame_size, max_frames)
     known = probe(path)
-    kept = _Frames(_most(known, frame_rate), max_frames)
+    most = min(_most(known, frame_rate), max_frames or math.inf)
+    kept = _Frames(int(most) if only is None else len(only))
+    wanted = None if only is None else frozenset(only)
     waiting: deque[Any] = deque()
     last = (-1, 0.0)
     with errors_raised(path), opened(path) as (container, stream):
@@ -69,7 +74,9 @@ def decode_video(
 
         orientation: Orientation | None = None
         chosen = nearest_in_time(timed(), frame_rate) if frame_rate else (frame for _, frame in timed())
-        for frame in chosen:
+        for place, frame in enumerate(islice(chosen, max_frames)):
+            if wanted is not None and place not in wanted:
+                continue
             # Of the first frame alone: one whose side data were looked at lives until garbage is collected.
             orientation = orientation or Orientation.of(frame, path)
             image = resize_frame(orientation.upright(frame.to_ndarray(format="rgb24")), frame_size)
@@ -78,8 +85,7 @@ def decode_video(
                     f"{path}: its frames change from {_shown(kept.frames[0])} to {_shown(image)} pixels; set "
                     "`frame_size`, or re-encode it at one size"
                 )
-            if not kept.add(image):
-                break
+            kept.add(image)
     index, seconds = last
     if index < 0:
         raise ValueError(f"{path}: holds no video frame; is the download complete?")
@@ -88,6 +94,8 @@ def decode_video(
             f"{path}: has {index / seconds:.4g} frames per second, fewer than the {frame_rate:g} asked for; lower "
             f"`frame_rate`, or set it to null for each video's own"
         )
+    if only is not None and kept.count < len(only):
+        raise ValueError(f"{path}: frames {list(only)} are wanted, and it does not have them all")
     return kept.frames
 
 
@@ -242,19 +250,17 @@ class _Frames:
     """One array that the frames are written into as they come: a list of them, and then an array, would be twice as
     large. Memory that is never written costs nothing."""
 
-    def __init__(self, most: int, wanted: int | None) -> None:
-        self.most, self.wanted, self.count = min(most, wanted or most), wanted, 0
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
         self._all = np.empty((0, 0, 0, 3), np.uint8)
 
-    def add(self, image: np.ndarray) -> bool:
-        """Whether another one is wanted after it."""
+    def add(self, image: np.ndarray) -> None:
         if self.count == 0:
             self._all = np.empty((self.most, *image.shape), np.uint8)
         elif self.count == len(self._all):
             self._all = np.concatenate([self._all, np.empty_like(self._all)])
         self._all[self.count] = image
         self.count += 1
-        return self.count != self.wanted
 
     @property
     def frames(self) -> np.ndarray:

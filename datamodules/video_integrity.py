@@ -72,9 +72,11 @@ def probe(path: Path) -> Probe:
             if not packet.size:
                 continue  # the end of a stream
             ticks = packet.pts if packet.pts is not None else packet.dts
-            seconds = None if ticks is None else float(ticks * packet.time_base)
+            # A quotient of integers is rounded as a Fraction's is, in a tenth of the time.
+            up, down = packet.time_base.numerator, packet.time_base.denominator
+            seconds = None if ticks is None else ticks * up / down
             if seconds is not None:
-                length = float((packet.duration or 0) * packet.time_base)
+                length = (packet.duration or 0) * up / down
                 ends[packet.stream_index] = max(ends[packet.stream_index], seconds + length)
             if packet.stream_index != stream.index:
                 continue

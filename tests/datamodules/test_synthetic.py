@@ -75,6 +75,16 @@ def tree(root: Path) -> dict[str, bytes]:
 # --- files
 
 
+def test_a_subclass_that_decodes_otherwise_has_its_own_frames_in_each_way(small: EmbeddedDataset) -> None:
+    class Dark(EmbeddedDataset):
+        def decode(self, clip: Clip) -> np.ndarray:
+            return super().decode(clip) // 2
+
+    dark, clip = Dark(small.root, **SMALL), small.clips("train")[0]
+    assert np.array_equal(small.decode_frames(clip, [2, 3, 9]), small.decode(clip)[[2, 3, 9]])
+    assert np.array_equal(dark.decode_frames(clip, [2, 3, 9]), small.decode(clip)[[2, 3, 9]] // 2)
+
+
 def test_the_layout_is_the_official_one(small: EmbeddedDataset) -> None:
     lists = small.root / "ucfTrainTestlist"
     classes = [line.split(" ") for line in (lists / "classInd.txt").read_text().splitlines()]

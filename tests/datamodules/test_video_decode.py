@@ -31,6 +31,21 @@ def test_first_frames_are_the_first_of_all(tmp_path, video_writer, texture):
     assert len(everything) == 29
 
 
+@pytest.mark.parametrize("options", [{}, {"frame_rate": None}, {"max_frames": 20}, {"frame_size": (30, 40)}])
+@pytest.mark.parametrize("only", [[0], [3, 4, 11], [19], list(range(20))])
+def test_some_frames_are_those_of_all(tmp_path, video_writer, texture, options, only):
+    video_writer(tmp_path / "a.avi", texture(1, count=60))
+    assert np.array_equal(
+        decode_video(tmp_path / "a.avi", only=only, **options), decode_video(tmp_path / "a.avi", **options)[only]
+    )
+
+
+def test_frames_that_a_video_lacks_are_named(tmp_path, video_writer, texture):
+    video_writer(tmp_path / "a.avi", texture(1, count=60))
+    with pytest.raises(ValueError, match=r"a\.avi: frames \[28, 29\] are wanted, and it does not have them all"):
+        decode_video(tmp_path / "a.avi", only=[28, 29])
+
+
 def test_first_frames_of_real_clips_are_the_first_of_all(ucf101_root):
     clips = sorted((ucf101_root / "UCF-101").glob("*/*.avi"))[::40]
     assert clips
