@@ -1,16 +1,44 @@
 """Small random systems to attack, and the paper's plain algorithms: one stack at a time, whole forwards."""
 
+import os
+import runpy
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CLASSES = 4
 LENGTH = 6
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Gives a folder of the caller's own with a sweep of the toy over 8 videos, its report included.
+
+    The sweep takes half a minute: whichever of pytest's processes needs it first makes it for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy-sweep"
+
+    def copy() -> Path:
+        with FileLock(f"{shared}.lock"):
+            if not shared.exists():
+                script = Path(__file__).with_name("toy_sweep.py")
+                made = tmp_path_factory.mktemp("made") / "sweep"
+                runpy.run_path(str(script), run_name="toy_sweep")["run"](made, videos=8)
+                made.replace(shared)
+        folder = tmp_path_factory.mktemp("swept") / "sweep"
+        shutil.copytree(shared, folder)
+        return folder
+
+    return copy
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What the figures of a toy sweep show is what its records say."""
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,8 @@ toy = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("toy_sweep.p
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    toy.run(folder, videos=8)
-    return folder
+def folder(swept: Callable[[], Path]) -> Path:
+    return swept()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,9 +36,8 @@ in_a_browser = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    folder = tmp_path_factory.mktemp("sweep")
-    toy.run(folder, videos=8)
+def report(swept: Callable[[], Path]) -> Report:
+    folder = swept()
     add_provenance(folder, provenance("cpu", processes=1) | {"command": "python <sweep> & more"})
     return write_report(folder)
 

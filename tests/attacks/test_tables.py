@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +22,8 @@ ATTACKS = ["one_shot", "iterative_saliency", "iterative_saliency_rg"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 7 videos."""
-    folder = tmp_path_factory.mktemp("sweep")
-    toy.run(folder, videos=7)
-    return folder
+def folder(swept: Callable[[], Path]) -> Path:
+    return swept()
 
 
 @pytest.fixture(scope="module")
