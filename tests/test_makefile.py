@@ -178,6 +178,7 @@ def test_a_dataset_that_is_not_there_is_told_before_any_step():
     assert told.returncode != 0 and "DATASET=no such.yaml: no such file" in told.stderr and told.stdout == ""
 
 
+@pytest.mark.slow
 def test_the_embedded_dataset_is_rendered_in_such_a_folder(tmp_path):
     """The command itself, not the recorder."""
     runs = tmp_path / "my runs: (2) #1"

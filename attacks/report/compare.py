@@ -18,7 +18,7 @@ from attacks.report.figures import curve
 from attacks.report.lettering import drawn, drawn_attack
 from attacks.report.page import facts, picture, render
 from attacks.report.results import Results, load_results
-from attacks.report.style import DOTS_PER_INCH, STYLES, accuracy_axes, legend_columns, settings_for
+from attacks.report.style import STYLES, accuracy_axes, legend_columns, save, settings_for
 from attacks.report.table import BETWEEN, Table, Value
 from attacks.report.tables import write_tables
 from attacks.statistics import difference, mcnemar
@@ -57,8 +57,7 @@ def compare(folders: list[Path], output: Path) -> Comparison:
     with matplotlib.rc_context(settings_for([*sweeps, *attacks])):
         figure = curves(sweeps, attacks)
         path = output / "comparison.png"
-        figure.savefig(path, dpi=DOTS_PER_INCH)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        save(figure, path, svg=True)
     text = render(
         "compare.html.jinja",
         title=f"FlowFool: {', '.join(sweeps)}",

@@ -17,7 +17,7 @@ from attacks.report.example_figures import example_frames, example_stack
 from attacks.report.intervals import CellIntervals
 from attacks.report.lettering import drawn, drawn_attack
 from attacks.report.results import NOISE, Results
-from attacks.report.style import DOTS_PER_INCH, HATCHES, accuracy_axes, legend_columns, settings_for, style
+from attacks.report.style import HATCHES, accuracy_axes, legend_columns, save, settings_for, style
 from attacks.statistics import averaged_rates
 
 
@@ -37,9 +37,7 @@ def write_figures(folder: Path, results: Results) -> tuple[dict[str, Path], list
                 figure = draw(results)
                 if figure is None:
                     continue
-                figure.savefig(path, dpi=DOTS_PER_INCH)
-                if draw not in (example_stack, example_frames):
-                    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+                save(figure, path, svg=draw not in (example_stack, example_frames))
         except Exception as error:
             _remove(path)
             failures.append(f"Figure {name} could not be drawn: {type(error).__name__}: {error}")

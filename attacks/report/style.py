@@ -1,9 +1,11 @@
 """One look for all figures. What differs, differs by marker, dashes or hatch as well as by colour."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from attacks.report.lettering import families
 from attacks.report.results import CONTROLS
@@ -93,3 +95,11 @@ def accuracy_axes(
 def ink_on(shade: float) -> str:
     """Colour of text on a shade of SHADES, 0 dark to 1 light."""
     return "white" if shade < 0.55 else "black"
+
+
+def save(figure: Figure, path: Path, *, svg: bool) -> None:
+    """Write a figure as PNG and, if asked for, as SVG beside it."""
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+    if svg:
+        figure.set_layout_engine("none")  # the PNG's layout stays: to compute it takes as long as to draw
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
