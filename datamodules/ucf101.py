@@ -134,7 +134,7 @@ class UCF101(VideoDataset):
         return self._decode(clip)
 
     def decode_frames(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
-        """Some of the clip's frames, by increasing index: the others are not converted to RGB."""
+        """The frames of increasing `indices`, uint8 RGB (len(indices), H, W, 3). The others stay as decoded."""
         if type(self).decode is not UCF101.decode:  # a subclass's frames are its own
             return super().decode_frames(clip, indices)
         return self._decode(clip, indices)

@@ -68,6 +68,8 @@ class VideoDataset(ABC):
         """The clip's frames, uint8 RGB (T, H, W, 3)."""
 
     def decode_frames(self, clip: Clip, indices: Sequence[int]) -> np.ndarray:
-        """Some of the clip's frames, as `decode` gives them, by increasing index. Decodes them all: override it where
-        it saves work to leave the others out."""
+        """The clip's frames of increasing `indices`, uint8 RGB (len(indices), H, W, 3), equal to those of `decode`.
+
+        Decodes the whole clip: override it where leaving frames out saves work.
+        """
         return self.decode(clip)[list(indices)]
