@@ -107,8 +107,7 @@ install: $(INSTALLED) ## make the virtual environment
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]}: FlowFool needs 3.11 or newer; make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	@# --no-compile: Python compiles what it imports, which is a part of these 13,000 files.
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 data: $(INSTALLED) ## check the videos, or render the embedded ones, and say what is used
